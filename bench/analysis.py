@@ -1,0 +1,141 @@
+"""Records → the rows a report shows: one a series, the newest. Pure functions of frames."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+from msgspec import Struct
+
+from bench.errors import WrongUse, unknown
+from bench.schema import Case
+
+Row = dict[Hashable, Any]
+SERIES = ["case_id", "device_name", "machine_fingerprint", "simulated"]
+CASE_FIELDS = [f.name for f in msgspec.structs.fields(Case)]
+DEFAULTS = {f.name: f.default for f in msgspec.structs.fields(Case)}
+LEAST_ROUNDS = 3  # fewer processes say nothing about the spread between them
+
+
+def newest(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each case on each machine its newest run; several rounds become one row.
+
+    The row of several rounds holds their mean throughput and, from three rounds
+    on, a t interval between processes in place of the one within a process.
+    """
+    rows = []
+    for _, series in frame.groupby(SERIES, dropna=False, sort=False):
+        last = series[series["run_id"] == series["run_id"].max()]
+        row = last.iloc[-1].copy()
+        measured = last[last["status"] == "measured"]
+        row["rounds"] = len(measured)
+        if len(last) > 1 and len(measured) == len(last):
+            row.update(_between(measured["throughput_images_per_s"]))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*frame.columns, "rounds"]).reset_index(drop=True)
+
+
+def _between(rates: pd.Series[float]) -> dict[str, float]:
+    """Mean of several processes' throughputs and its 95 % t interval."""
+    from scipy.special import stdtrit
+
+    mean, half = float(rates.mean()), math.nan
+    if len(rates) >= LEAST_ROUNDS:
+        half = float(stdtrit(len(rates) - 1, 0.975) * rates.std() / math.sqrt(len(rates)))
+    return {
+        "throughput_images_per_s": mean,
+        "throughput_ci_low": mean - half,
+        "throughput_ci_high": mean + half,
+    }
+
+
+def select(frame: pd.DataFrame, selector: str) -> pd.DataFrame:
+    """Rows matching `FIELD=VALUE[,FIELD=VALUE…]` on the fields of a Case. Raises WrongUse."""
+    for part in selector.split(","):
+        name, equals, value = (text.strip() for text in part.partition("="))
+        if not equals:
+            raise WrongUse(f"The selector {part!r} is not FIELD=VALUE, e.g. precision=fp32.")
+        if name not in CASE_FIELDS:
+            raise unknown("field of a case", name, CASE_FIELDS)
+        frame = frame[frame[name].astype(str) == value]
+    return frame
+
+
+class Speedup(Struct, frozen=True):
+    """One measured case against its baseline and against the best fp32 of its machine."""
+
+    row: Row
+    baseline_id: str | None
+    against_baseline: float | None
+    best_fp32_id: str | None
+    against_best_fp32: float | None
+
+
+DEFAULT_BASELINE = "engine=eager,precision=fp32,memory_format=channels_last"
+
+
+def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
+    """Each measured row against the baseline row that agrees in all other fields.
+
+    Only rows of the same machine and device are compared. Ratios are of
+    throughputs; None where there is nothing to compare with.
+    """
+    measured = rows[rows["status"] == "measured"]
+    chosen = select(measured, selector or DEFAULT_BASELINE)
+    if selector and chosen.empty and not measured.empty:
+        raise WrongUse(f"No measured record matches the baseline {selector!r}.")
+    fixed = {p.partition("=")[0].strip() for p in (selector or DEFAULT_BASELINE).split(",")}
+    free = [f for f in CASE_FIELDS if f not in fixed]
+    return [_speedup(row, measured, chosen, free) for row in measured.to_dict("records")]
+
+
+def _speedup(row: Row, measured: pd.DataFrame, chosen: pd.DataFrame, free: list[str]) -> Speedup:
+    same = _alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
+    work = ["task", "model", "image_size", "data", "batch_size", "device"]
+    rivals = _alike(measured, row, [*work, "machine_fingerprint"])
+    rivals = rivals[rivals["precision"] == "fp32"]
+    base = None if same.empty else same.iloc[-1]
+    best = None if rivals.empty else rivals.sort_values("throughput_images_per_s").iloc[-1]
+    own = row["throughput_images_per_s"]
+    return Speedup(
+        row,
+        None if base is None else str(base["case_id"]),
+        None if base is None else own / base["throughput_images_per_s"],
+        None if best is None else str(best["case_id"]),
+        None if best is None else own / best["throughput_images_per_s"],
+    )
+
+
+def _alike(frame: pd.DataFrame, row: Row, fields: list[str]) -> pd.DataFrame:
+    """Rows equal to `row` in these fields; unknown equals unknown."""
+    keep = pd.Series(True, index=frame.index)
+    for field in fields:
+        column, value = frame[field], row[field]
+        keep &= column.isna() if pd.isna(value) else column == value
+    return frame[keep]
+
+
+def command(row: Row) -> str:
+    """The command that measures this row's case again."""
+    flags = []
+    for name in CASE_FIELDS:
+        value = row[name]
+        if name in ("full", "cudnn_benchmark") or pd.isna(value) or value == DEFAULTS[name]:
+            continue
+        text = str(int(value)) if isinstance(value, float) else str(value)
+        flags.append(f"--{name.replace('_', '-')} {text}")
+    if row["full"]:
+        flags.append("--full")
+    return " ".join(["bench run --plan one", *flags])
+
+
+def article_claims() -> list[dict[str, str]]:
+    """The article's published figures, with their source."""
+    path = Path(__file__).parent / "references" / "cifar10_article.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

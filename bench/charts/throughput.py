@@ -1,0 +1,45 @@
+"""Throughput against batch size, with 95 % intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.charts import COLOURS, MARKERS, figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+TITLE = "Throughput against batch size"
+LINE = ["model", "device_name", "engine", "precision", "memory_format", "image_size", "data"]
+
+
+def draw(rows: pd.DataFrame) -> Figure | None:
+    """A panel a task, a line a precision, engine and device. Projected jobs are left out."""
+    shown = rows[(rows["status"] == "measured") & rows["epochs"].isna()]
+    if shown.empty:
+        return None
+    tasks = sorted(shown["task"].unique())
+    varying = [f for f in LINE if shown[f].nunique() > 1] or ["precision"]
+    made, axes = figure(4.6 * len(tasks) + 0.4, 3.6, len(tasks))
+    names = [name for name, _ in shown.groupby(varying)]
+    look = {n: (COLOURS[i % 7], MARKERS[i % 7]) for i, n in enumerate(names)}
+    for axis, task in zip(axes, tasks, strict=True):
+        for name, line in shown[shown["task"] == task].groupby(varying):
+            ordered = line.sort_values("batch_size")
+            rate = ordered["throughput_images_per_s"]
+            error = [rate - ordered["throughput_ci_low"], ordered["throughput_ci_high"] - rate]
+            colour, marker = look[name]
+            axis.errorbar(
+                ordered["batch_size"], rate, yerr=error, color=colour, marker=marker,
+                capsize=3, label=", ".join(map(str, name)),
+            )  # fmt: skip
+        sizes = sorted(shown["batch_size"].unique())
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(s) for s in sizes])
+        axis.set_ylim(bottom=0)
+        axis.set_title({"train": "training", "infer": "inference"}[task], fontsize=10)
+        axis.set_xlabel("batch size")
+        axis.set_ylabel("images/s")
+        axis.legend(fontsize=8, frameon=False)
+    return made

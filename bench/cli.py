@@ -1,0 +1,264 @@
+"""Commands only: parse, call one function, map errors to exit codes.
+
+Everything heavy is imported inside a command, so that `bench --help` is instant.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from bench.errors import BenchError, WrongUse
+
+INTERRUPTED = 130
+
+EXIT_CODES = """\
+Exit codes: 0 at least one case measured and none failed; 1 a regression or a failed
+comparison; 2 wrong use; 3 nothing could be measured; 4 a case failed or timed out;
+130 interrupted, results kept.
+"""
+
+
+class Grouped(TyperCommand):
+    """A command whose plain-text help lists its options under the headings of their panels."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section a panel, in the order they first appear."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(parameter, "rich_help_panel", None) or "Options"
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Measures how ResNet-50 trains and serves on this machine, and says how sure it is.",
+    epilog=EXIT_CODES,
+)
+
+
+class BudgetName(enum.StrEnum):
+    """The budgets of bench.schema.BUDGETS."""
+
+    quick = "quick"
+    standard = "standard"
+    strict = "strict"
+
+
+_METAVARS = {
+    "--plan": "NAME|FILE.toml",
+    "--results": "DIR",
+    "--out": "DIR",
+    "--target-ci": "1%",
+    "--max-seconds": "S",
+    "--timeout": "S",
+    "--repeats": "K",
+    "--baseline": "SELECTOR",
+    "--budget": "NAME",
+    **dict.fromkeys(("--batch-size", "--image-size", "--threads", "--seed"), "N,…"),
+    **dict.fromkeys(("--loader-workers", "--epochs", "--classes"), "N,…"),
+    **dict.fromkeys(("--task", "--model", "--device", "--precision", "--engine"), "NAME,…"),
+    **dict.fromkeys(("--recipe", "--memory-format", "--weights", "--data"), "NAME,…"),
+}
+WHAT, HARD, WHERE = "What", "How hard", "Where"
+
+
+def option(*names: str, panel: str, text: str, **more: Any) -> Any:
+    """An option under a heading of the help; without a default shown."""
+    more.setdefault("metavar", _METAVARS.get(names[0]))
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
+
+
+Results = Annotated[
+    Path, option("--results", panel=WHERE, text="Folder of results (default: reports/data).")
+]
+DEFAULT_RESULTS = Path("reports/data")
+
+
+@app.command("run", cls=Grouped, epilog=EXIT_CODES)
+def run_command(
+    plan: Annotated[
+        str, option("--plan", panel=WHAT, text="Plan by name or TOML file (default: quick).")
+    ] = "quick",
+    task: Annotated[list[str] | None, option("--task", panel=WHAT, text="train, infer.")] = None,
+    model: Annotated[
+        list[str] | None, option("--model", panel=WHAT, text="resnet50, … (bench list models).")
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        option("--device", panel=WHAT, text="cpu, cuda, cuda:1, … (default: every device found)."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        option("--precision", panel=WHAT, text="fp32, tf32, amp, amp-fp16, amp-bf16, int8."),
+    ] = None,
+    amp: Annotated[bool, option("--amp", panel=WHAT, text="Short for --precision amp.")] = False,
+    batch_size: Annotated[
+        list[str] | None, option("--batch-size", panel=WHAT, text="Images per device and step.")
+    ] = None,
+    image_size: Annotated[
+        list[str] | None, option("--image-size", panel=WHAT, text="Side in pixels, 32 or more.")
+    ] = None,
+    engine: Annotated[
+        list[str] | None, option("--engine", panel=WHAT, text="eager, … (bench list engines).")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        option("--data", panel=WHAT, text="synthetic, cifar10, folder:DIR."),
+    ] = None,
+    loader_workers: Annotated[
+        list[str] | None,
+        option("--loader-workers", panel=WHAT, text="DataLoader processes for real data."),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, option("--recipe", panel=WHAT, text="sgd, adam, … (bench list recipes).")
+    ] = None,
+    memory_format: Annotated[
+        list[str] | None, option("--memory-format", panel=WHAT, text="channels_last, contiguous.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, option("--weights", panel=WHAT, text="random, default, FILE.")
+    ] = None,
+    threads: Annotated[
+        list[str] | None,
+        option("--threads", panel=WHAT, text="Intra-op threads (default: every usable core)."),
+    ] = None,
+    seed: Annotated[list[str] | None, option("--seed", panel=WHAT, text="Default 42.")] = None,
+    epochs: Annotated[
+        list[str] | None,
+        option("--epochs", panel=WHAT, text="Length of the job a time is projected to."),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        option("--classes", panel=WHAT, text="Outputs of the model (default: as the data has)."),
+    ] = None,
+    full: Annotated[
+        bool, option("--full", panel=HARD, text="Train all epochs instead of projecting them.")
+    ] = False,
+    budget: Annotated[
+        BudgetName | None,
+        option("--budget", panel=HARD, text="quick, standard or strict: 2 %, 1 %, 0.5 %."),
+    ] = None,
+    target_ci: Annotated[
+        str | None, option("--target-ci", panel=HARD, text="Wanted half-width, e.g. 1%.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, option("--max-seconds", panel=HARD, text="Measuring time of each case.")
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        option("--repeats", panel=HARD, text="Rounds of all cases, in fresh interpreters."),
+    ] = None,
+    timeout: Annotated[
+        float | None, option("--timeout", panel=HARD, text="Seconds after which a case is killed.")
+    ] = None,
+    results: Results = DEFAULT_RESULTS,
+    resume: Annotated[
+        bool,
+        option("--resume", panel=WHERE, text="Finish the newest unfinished run of the same plan."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run",
+            panel=WHERE,
+            text="Print the cases and why any cannot run; measure nothing.",
+        ),
+    ] = False,
+    json: Annotated[
+        bool, option("--json", panel=WHERE, text="One JSON object a record on standard output.")
+    ] = False,
+) -> None:
+    """Measure every case of a plan, each in a process of its own.
+
+    A plan is a TOML file of axes and a budget; a flag replaces that axis. Options repeat
+    or take comma lists; their product is the cases.
+    """
+    axes = {
+        "task": task, "model": model, "device": device, "precision": precision,
+        "batch_size": batch_size, "image_size": image_size, "engine": engine, "data": data,
+        "loader_workers": loader_workers, "recipe": recipe, "memory_format": memory_format,
+        "weights": weights, "threads": threads, "seed": seed, "epochs": epochs,
+        "classes": classes,
+    }  # fmt: skip
+    if amp and precision:
+        raise WrongUse("--amp means --precision amp; give one of them, not both.")
+    if amp:
+        axes["precision"] = ["amp"]
+    from bench import request
+
+    asked = request.Request(
+        plan=plan,
+        axes={name: values for name, values in axes.items() if values},
+        full=full,
+        budget=budget.value if budget else None,
+        target_ci=target_ci,
+        max_seconds=max_seconds,
+        repeats=repeats,
+        timeout_s=timeout,
+        results=results,
+        resume=resume,
+        dry_run=dry_run,
+        json=json,
+    )
+    raise typer.Exit(request.execute(asked))
+
+
+@app.command("report", cls=Grouped)
+def report_command(
+    results: Results = DEFAULT_RESULTS,
+    out: Annotated[
+        Path, option("--out", panel=WHERE, text="Folder to write (default: reports/latest).")
+    ] = Path("reports/latest"),
+    baseline: Annotated[
+        str | None,
+        option(
+            "--baseline", panel=WHAT, text="Baseline of the speed-up table, e.g. precision=fp32."
+        ),
+    ] = None,
+) -> None:
+    """Render the records into one HTML file and a PNG a chart. Needs no network."""
+    from bench import report
+
+    made = report.make(results, out, baseline)
+    for sentence in made.passed_over:
+        typer.echo(f"Note: {sentence}", err=True)
+    typer.echo(made.headline)
+    typer.echo(f"Report: {made.path}")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: sentences instead of tracebacks, and the exit codes of EXIT_CODES."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except BenchError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

@@ -1,0 +1,116 @@
+"""The only place that knows a device's API: one file a kind of device.
+
+A plug-in file holds `found()` (names of devices of its kind), `why_none()` (a
+sentence for a machine without one), `CLASS` (`cpu` or `gpu`: which batch sizes
+of a plan it takes) and a class `Device` with the methods below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from bench import registry
+from bench.schema import Case, DeviceFacts
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.precisions import Precision
+
+Mark = Any  # a point in a device's time, only good for `seconds`
+ErrorKind = Literal["oom", "fatal", "other"]
+
+
+class Device(Protocol):
+    """What the harness asks of a device."""
+
+    name: str
+    asynchronous: bool  # work is enqueued; copies from pinned memory overlap with it
+
+    def facts(self) -> DeviceFacts:
+        """Name, memory, driver."""
+        ...
+
+    def torch_device(self) -> torch.device:
+        """Where tensors go."""
+        ...
+
+    def refuses(self, precision: Precision) -> str | None:
+        """Why this precision cannot run here, or None."""
+        ...
+
+    def emulates(self, precision: Precision) -> str | None:
+        """Why this precision runs here only in emulation, or None."""
+        ...
+
+    def autocast_dtype(self, precision: Precision) -> torch.dtype | None:
+        """The type autocast computes in, or None for no autocast."""
+        ...
+
+    def scaler(self, precision: Precision) -> torch.amp.GradScaler | None:
+        """A gradient scaler where the autocast type needs one."""
+        ...
+
+    def prepare(self, case: Case, precision: Precision) -> list[str]:
+        """Force threads, TF32 and kernel search; NAME=value as read back."""
+        ...
+
+    def synchronize(self) -> None:
+        """Block until everything enqueued has run."""
+        ...
+
+    def mark(self) -> Mark:
+        """A mark in the device's queue."""
+        ...
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Seconds between two marks; only after a synchronise."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Start a new high-water mark of device memory."""
+        ...
+
+    def peak_memory_bytes(self) -> int | None:
+        """Most device memory allocated since `reset_peak`; None if there is none apart."""
+        ...
+
+    def classify(self, error: BaseException) -> ErrorKind:
+        """Whether an error means out of memory, a lost device, or something else."""
+        ...
+
+
+def open_device(name: str) -> Device:
+    """The device called `name`, e.g. `cpu` or `cuda:0`."""
+    device: Device = registry.load("devices", kind_of(name)).Device(name)
+    return device
+
+
+def kind_of(name: str) -> str:
+    """`cuda:0` → `cuda`."""
+    return name.partition(":")[0]
+
+
+def force_float32(*, tf32: bool) -> None:
+    """Make fp32 mean IEEE single, or TF32 where asked, in every library torch calls.
+
+    Both generations of torch's switches are set: with the new one alone, torch's
+    own exporter raises when it reads the old ones.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    setattr(torch.backends, "fp32_precision", "tf32" if tf32 else "ieee")  # noqa: B010 - untyped
+
+
+def float32_settings(backend: str) -> list[str]:
+    """NAME=value, read back, of what fp32 means in a backend's convolutions and products."""
+    import torch
+
+    library = getattr(torch.backends, backend)
+    return [
+        f"{backend}.{part}.fp32_precision={getattr(library, part).fp32_precision}"
+        for part in ("conv", "matmul")
+        if hasattr(library, part)
+    ]

@@ -1,0 +1,117 @@
+"""The host's processor."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from bench.devices import ErrorKind, float32_settings, force_float32
+from bench.environment import host
+from bench.precisions import Precision
+from bench.schema import Case, DeviceFacts
+
+CLASS = "cpu"
+
+
+def found() -> list[str]:
+    """There is always one."""
+    return ["cpu"]
+
+
+def why_none() -> str:
+    """Never needed."""
+    return "every machine has a CPU"
+
+
+class Device:
+    """The CPU: nothing is asynchronous, memory is the host's."""
+
+    asynchronous = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def facts(self) -> DeviceFacts:
+        """The processor's name and the machine's memory."""
+        return DeviceFacts(
+            device=self.name,
+            kind="cpu",
+            device_class=CLASS,
+            device_name=host.cpu_model() or "unknown CPU",
+            memory_bytes=host.memory_bytes(),
+        )
+
+    def torch_device(self) -> torch.device:
+        """Host memory."""
+        return torch.device("cpu")
+
+    def refuses(self, precision: Precision) -> str | None:
+        """TF32 is a format of NVIDIA's tensor cores."""
+        if precision.tf32:
+            return "TF32 exists on NVIDIA GPUs only; use --precision fp32 on a CPU"
+        return None
+
+    def emulates(self, precision: Precision) -> str | None:
+        """Without 16-bit units autocast converts back and forth (seen: 5 to 18 s a step)."""
+        dtype = self.autocast_dtype(precision)
+        have = set(host.cpu_features() or ())
+        if dtype is torch.bfloat16 and not have & {"avx512_bf16", "amx_bf16", "bf16"}:
+            return (
+                "this CPU has no bf16 units, so bf16 autocast is emulated and slower than fp32; "
+                "name it with --precision amp to measure it all the same"
+            )
+        if dtype is torch.float16 and not have & {"avx512_fp16", "amx_fp16", "fphp"}:
+            return (
+                "this CPU has no fp16 units; name --precision amp-fp16 to measure it all the same"
+            )
+        return None
+
+    def autocast_dtype(self, precision: Precision) -> torch.dtype | None:
+        """`amp` is bf16 on a CPU."""
+        if precision.autocast is None:
+            return None
+        return torch.float16 if precision.autocast == "fp16" else torch.bfloat16
+
+    def scaler(self, precision: Precision) -> torch.amp.GradScaler | None:
+        """Only fp16 needs one; bf16 has the range of fp32."""
+        if self.autocast_dtype(precision) is torch.float16:
+            return torch.amp.GradScaler("cpu")
+        return None
+
+    def prepare(self, case: Case, precision: Precision) -> list[str]:
+        """Threads as asked, or all usable cores; oneDNN held to IEEE fp32."""
+        torch.set_num_threads(case.threads or host.cores_usable())
+        force_float32(tf32=precision.tf32)
+        return [
+            *float32_settings("mkldnn"),
+            f"autocast={self.autocast_dtype(precision)}",
+        ]
+
+    def synchronize(self) -> None:
+        """CPU operators return when they are done."""
+
+    def mark(self) -> float:
+        """Now."""
+        return time.perf_counter()
+
+    def seconds(self, start: float, end: float) -> float:
+        """Their difference."""
+        return end - start
+
+    def reset_peak(self) -> None:
+        """Device memory is host memory here; see sensors."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """None: it is counted as host memory."""
+        return None
+
+    def classify(self, error: BaseException) -> ErrorKind:
+        """torch's CPU allocator raises RuntimeError; its text is the only mark."""
+        text = str(error)
+        if isinstance(error, MemoryError) or any(
+            mark in text
+            for mark in ("can't allocate memory", "not enough memory", "std::bad_alloc")
+        ):
+            return "oom"
+        return "other"

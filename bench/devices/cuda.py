@@ -1,0 +1,190 @@
+"""NVIDIA GPUs through torch.cuda."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from bench.devices import ErrorKind, float32_settings, force_float32
+from bench.environment import host
+from bench.precisions import Precision
+from bench.schema import Case, DeviceFacts
+
+CLASS = "gpu"
+
+# A GPU without one of these kernel-driver nodes is not a GPU, whoever simulates it.
+DRIVER_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")
+DRIVER_NODES_ROCM = ("/dev/kfd",)
+
+
+def found() -> list[str]:
+    """The first GPU of each product: `cuda:0`, and `cuda:2` only if it is another model."""
+    if not torch.cuda.is_available():
+        return []
+    first = {torch.cuda.get_device_name(i): i for i in reversed(range(torch.cuda.device_count()))}
+    return [f"cuda:{i}" for i in sorted(first.values())]
+
+
+def why_none() -> str:
+    """Why torch sees no GPU, as a sentence with the way out."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"this torch ({torch.__version__}) is a CPU-only build; "
+            "install a CUDA build from https://pytorch.org/get-started/locally/"
+        )
+    if not simulated() and not any(Path(n).exists() for n in (*DRIVER_NODES, *DRIVER_NODES_ROCM)):
+        return "no NVIDIA GPU or driver here (there is no /dev/nvidiactl)"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return f"torch cannot start CUDA: {str(error).splitlines()[0]}"
+    return "torch finds no CUDA device; see CUDA_VISIBLE_DEVICES"
+
+
+def simulated() -> bool:
+    """Whether the GPUs here are simulated: a simulator's marker, or no kernel driver."""
+    nodes = DRIVER_NODES_ROCM if torch.version.hip else DRIVER_NODES
+    return "CUDA_SIM_PROFILE" in os.environ or not any(Path(n).exists() for n in nodes)
+
+
+class Device:
+    """One GPU. Work is asynchronous; events mark points in its queue."""
+
+    asynchronous = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.index = int(name.partition(":")[2] or 0)
+
+    def facts(self) -> DeviceFacts:
+        """Name, memory and driver, as the runtime and NVML tell them."""
+        properties = torch.cuda.get_device_properties(self.index)
+        return DeviceFacts(
+            device=self.name,
+            kind="cuda",
+            device_class=CLASS,
+            device_name=properties.name,
+            memory_bytes=properties.total_memory,
+            driver=_driver_version(),
+            simulated=simulated(),
+        )
+
+    def torch_device(self) -> torch.device:
+        """This GPU."""
+        return torch.device("cuda", self.index)
+
+    def refuses(self, precision: Precision) -> str | None:
+        """TF32 and bf16 need Ampere; and this torch must have kernels for the GPU."""
+        major, minor = torch.cuda.get_device_capability(self.index)
+        if not simulated_kernels() and not _has_kernels(major, minor):
+            return (
+                f"this torch ({torch.__version__}) has no kernels for compute capability "
+                f"{major}.{minor} (it has {' '.join(torch.cuda.get_arch_list())}); "
+                "a torch built for an older CUDA may have them"
+            )
+        if precision.tf32 and major < 8:
+            return (
+                f"TF32 needs compute capability 8.0, this GPU has {major}.{minor}; use fp32 or amp"
+            )
+        if self.autocast_dtype(precision) is torch.bfloat16 and not self._native_bf16():
+            return (
+                f"bf16 needs compute capability 8.0, this GPU has {major}.{minor}; use amp (fp16)"
+            )
+        return None
+
+    def _native_bf16(self) -> bool:
+        with torch.cuda.device(self.index):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    def emulates(self, precision: Precision) -> str | None:  # noqa: ARG002 - a device's method
+        """What is not native is refused."""
+        return None
+
+    def autocast_dtype(self, precision: Precision) -> torch.dtype | None:
+        """`amp` is fp16 on CUDA."""
+        if precision.autocast is None:
+            return None
+        return torch.bfloat16 if precision.autocast == "bf16" else torch.float16
+
+    def scaler(self, precision: Precision) -> torch.amp.GradScaler | None:
+        """fp16 gradients underflow without one."""
+        if self.autocast_dtype(precision) is torch.float16:
+            return torch.amp.GradScaler("cuda")
+        return None
+
+    def prepare(self, case: Case, precision: Precision) -> list[str]:
+        """TF32 on or off for matrix products and convolutions, kernel search, threads."""
+        torch.cuda.set_device(self.index)
+        torch.set_num_threads(case.threads or host.cores_usable())
+        force_float32(tf32=precision.tf32)
+        torch.backends.cudnn.benchmark = case.cudnn_benchmark
+        return [
+            *float32_settings("cuda"),
+            *float32_settings("cudnn"),
+            f"cudnn.benchmark={torch.backends.cudnn.benchmark}",
+            f"autocast={self.autocast_dtype(precision)}",
+        ]
+
+    def synchronize(self) -> None:
+        """Wait for everything enqueued on this GPU."""
+        torch.cuda.synchronize(self.index)
+
+    def mark(self) -> torch.cuda.Event:
+        """An event recorded now on the current stream."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Device time between two events; read only after a synchronise."""
+        return float(start.elapsed_time(end)) / 1000
+
+    def reset_peak(self) -> None:
+        """Start a new high-water mark in torch's allocator."""
+        torch.cuda.reset_peak_memory_stats(self.index)
+
+    def peak_memory_bytes(self) -> int | None:
+        """Most bytes allocated by torch since the reset."""
+        return torch.cuda.max_memory_allocated(self.index)
+
+    def classify(self, error: BaseException) -> ErrorKind:
+        """Sticky CUDA errors are fatal: nothing after them in this process counts."""
+        if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+            return "oom"
+        if isinstance(error, torch.AcceleratorError):
+            return "fatal"
+        return "other"
+
+
+def simulated_kernels() -> bool:
+    """Whether the simulated runtime was told to run kernels this torch does not have."""
+    return "ignore_arch_list = 1" in os.environ.get("CUDA_SIM_OVERRIDES", "")
+
+
+def _has_kernels(major: int, minor: int) -> bool:
+    """Binary code runs on the same major version from its minor on; PTX on anything newer."""
+    for arch in torch.cuda.get_arch_list():
+        kind, _, digits = arch.partition("_")
+        number = int("".join(c for c in digits if c.isdigit()))
+        if kind == "compute" and number <= major * 10 + minor:
+            return True
+        if number // 10 == major and number % 10 <= minor:
+            return True
+    return False
+
+
+def _driver_version() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()

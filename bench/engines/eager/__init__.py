@@ -1,0 +1,1 @@
+"""PyTorch as it comes: one kernel after another."""

@@ -1,0 +1,1 @@
+"""Facts about the machine and the software: one small function a source."""

@@ -1,0 +1,141 @@
+"""From a data source to batches: transforms, a real DataLoader, corrupt images replaced."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from msgspec import Struct
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from bench.data import Images, Source
+from bench.errors import Refused
+from bench.schema import Case
+
+# ImageNet's mean and deviation, torchvision's usual normalisation.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRIES = 100  # images tried in place of a corrupt one
+
+Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
+
+
+class Decoded(Dataset[tuple[torch.Tensor, int, list[str]]]):
+    """Images decoded, resized, scaled and normalised, one at a time."""
+
+    def __init__(self, images: Images, side: int) -> None:
+        from torchvision import transforms
+
+        self.images, self.side = images, side
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
+        """`(3, side, side)` float32, its class, and the names of corrupt images passed over."""
+        corrupt: list[str] = []
+        for step in range(min(TRIES, len(self))):
+            here = (index + step) % len(self)
+            try:
+                image, label = self.images[here]
+            except (OSError, SyntaxError, ValueError) as _:
+                corrupt.append(self.images.name(here))
+                continue
+            return self._tensor(image), label, corrupt
+        raise Refused(f"{len(corrupt)} images in a row could not be decoded, from {corrupt[0]} on")
+
+    def _tensor(self, image: Any) -> torch.Tensor:
+        from PIL import Image
+
+        if isinstance(image, Image.Image) and image.size != (self.side, self.side):
+            image = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
+        tensor: torch.Tensor = self.transform(image)
+        return tensor
+
+
+def collate(items: list[tuple[torch.Tensor, int, list[str]]]) -> Batch:
+    """Stack a batch and gather the names of corrupt images."""
+    images, labels, corrupt = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels), [name for names in corrupt for name in names]
+
+
+class Loaders(Struct, frozen=True):
+    """Makes the case's DataLoaders. `pin`: host memory is pinned for asynchronous copies."""
+
+    case: Case
+    source: Source
+    pin: bool
+
+    def train(self, *, whole: bool = False) -> DataLoader[Any]:
+        """Seeded shuffle. `whole` keeps the last, smaller batch of an epoch.
+
+        A last batch of a single image is dropped all the same: BatchNorm cannot train on it.
+        """
+        images = Decoded(self.source.train, self.case.image_size)
+        single = len(images) % self.case.batch_size == 1
+        return self._loader(images, shuffle=True, drop=not whole or single)
+
+    def short(self) -> DataLoader[Any]:
+        """Like `train`, but soon at its end: to time what happens between two epochs."""
+        images = Decoded(self.source.train, self.case.image_size)
+        few = self.case.batch_size * (2 * self._workers + 1)
+        return self._loader(Subset(images, range(min(few, len(images)))), shuffle=True, drop=True)
+
+    def test(self, *, whole: bool = False) -> DataLoader[Any]:
+        """Fixed order, the same transforms, no augmentation."""
+        images = Decoded(self.source.test, self.case.image_size)
+        return self._loader(images, shuffle=False, drop=not whole)
+
+    @property
+    def _workers(self) -> int:
+        return self.case.loader_workers or 0
+
+    def _loader(self, images: Dataset[Any], *, shuffle: bool, drop: bool) -> DataLoader[Any]:
+        count, batch = len(images), self.case.batch_size  # type: ignore[arg-type]
+        if drop and count < batch:
+            raise Refused(
+                f"{count} images are fewer than one batch of {batch}; use a smaller --batch-size"
+            )
+        return DataLoader(
+            images,
+            batch_size=batch,
+            shuffle=shuffle,
+            generator=torch.Generator().manual_seed(self.case.seed),
+            num_workers=self._workers,
+            collate_fn=collate,
+            drop_last=drop,
+            pin_memory=self.pin,
+            persistent_workers=self._workers > 0,
+            worker_init_fn=_loader_worker,
+            multiprocessing_context="fork" if self._workers else None,
+        )
+
+
+def _loader_worker(_: int) -> None:
+    """One thread each, and death with the process that asked for the data."""
+    torch.set_num_threads(1)
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+def endless(batches: DataLoader[Any]) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    while True:
+        yield from batches
+
+
+def synthetic_batch(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One seeded batch on the host: images `(N, 3, side, side)` normal, labels uniform."""
+    generator = torch.Generator().manual_seed(case.seed)
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    images = torch.randn(shape, generator=generator)
+    return images, torch.randint(classes, (case.batch_size,), generator=generator)

@@ -1,0 +1,48 @@
+"""What parent and worker say to each other: JSON, never pickles."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from bench.schema import Budget, Case, DeviceFacts, Environment, Measurement, Status
+
+
+class Order(Struct, frozen=True, kw_only=True, tag=True):
+    """Parent → worker: run this. `started` is time.time() just before the process was asked for."""
+
+    case: Case
+    budget: Budget
+    started: float
+    log: str
+
+
+class Progress(Struct, frozen=True, kw_only=True, tag=True):
+    """Worker → parent between samples; the worker waits for an empty answer."""
+
+    images_per_s: float
+    relative_half_width: float | None
+    left_s: float
+
+
+class Outcome(Struct, frozen=True, kw_only=True, tag=True):
+    """Worker → parent: the end."""
+
+    status: Status
+    reason: str | None = None
+    warnings: list[str] = []
+    measurement: Measurement = Measurement()
+
+
+class Survey(Struct, frozen=True, kw_only=True):
+    """What a child found out about the machine before it exited."""
+
+    devices: list[DeviceFacts]
+    absent: dict[str, str]  # asked for but not here -> why
+    environment: Environment
+
+
+class Checked(Struct, frozen=True, kw_only=True):
+    """Why cases cannot run (None: they can) and whether their precision is only emulated."""
+
+    refusals: list[str | None]
+    emulated: list[str | None]

@@ -1,0 +1,122 @@
+"""Child processes: forked from a server that has imported torch, or fresh interpreters.
+
+The fork server is the standard library's. It imports torch and runs no tensor
+operation, so a child starts in hundredths of a second and inherits no threads.
+This module imports no torch and nothing that does: the child finds its code by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+PRELOAD = ["torch", "torchvision", "bench.worker", "bench.preflight", "bench.engines.eager.float",
+           "bench.devices.cpu"]  # fmt: skip
+
+
+class Gone(Exception):
+    """A child ended without an answer. `code` is its exit code, negative for a signal."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Late(Exception):
+    """A child was still running at its deadline and has been killed."""
+
+
+def start_server() -> None:
+    """Begin importing torch now, beside whatever else the parent has to do."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    multiprocessing.forkserver.ensure_running()
+
+
+def _child(module: str, connection: Connection, payload: bytes) -> None:
+    """What every child runs first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    importlib.import_module(module).main(connection, payload)
+
+
+class Child:
+    """One process that answers in bytes. Blocks without using the processor."""
+
+    def __init__(self, module: str, payload: bytes, *, fresh: bool = False) -> None:
+        context: Any = multiprocessing.get_context("spawn" if fresh else "forkserver")
+        if not fresh:
+            context.set_forkserver_preload(PRELOAD)
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_child, args=(module, theirs, payload), daemon=False
+        )
+        with _no_main():
+            self.process.start()
+        theirs.close()
+
+    def answers(self, timeout_s: float, on_message: Callable[[bytes], bool]) -> None:
+        """Hand each message to `on_message` until it returns True, then reap the child.
+
+        A message that is not the last is answered with an empty one. Raises Gone
+        or Late; the child is dead in every case when this returns.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                if not self.connection.poll(max(0.0, deadline - time.monotonic())):
+                    raise Late
+                try:
+                    last = on_message(self.connection.recv_bytes())
+                except (EOFError, ConnectionError) as error:
+                    self.process.join(5)
+                    raise Gone(self.process.exitcode) from error
+                if last:
+                    self.process.join(5)
+                    return
+                with contextlib.suppress(OSError):
+                    self.connection.send_bytes(b"")
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the child and its whole process group."""
+        if self.process.pid is not None and self.process.is_alive():
+            for end in (os.killpg, os.kill):
+                with contextlib.suppress(OSError):
+                    end(self.process.pid, signal.SIGKILL)
+            self.process.join(5)
+        self.connection.close()
+
+
+@contextlib.contextmanager
+def _no_main() -> Any:
+    """Keep multiprocessing from running the parent's main script again in the child."""
+    names = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {n: names.pop(n) for n in ("__file__", "__spec__") if n in names}
+    names["__spec__"] = None
+    try:
+        yield
+    finally:
+        names.update(hidden)
+
+
+def ask(module: str, payload: bytes, timeout_s: float = 120.0) -> bytes:
+    """One question to a child that answers once and exits."""
+    found: list[bytes] = []
+
+    def keep(message: bytes) -> bool:
+        found.append(message)
+        return True
+
+    Child(module, payload).answers(timeout_s, keep)
+    return found[0]

@@ -1,0 +1,120 @@
+"""What a person sees while cases run: one redrawn line on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from bench import words
+from bench.messages import Progress
+from bench.schema import Budget, Record, Trial
+
+
+class Quiet:
+    """Nothing but the records: --json."""
+
+    def started(self, trial: Trial, number: int, total: int) -> None:
+        """A case begins."""
+
+    def progress(self, live: Progress) -> None:
+        """Between two samples."""
+
+    def finished(self, record: Record) -> None:
+        """Its record is on disk."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the terminal clean."""
+
+
+class Line(Quiet):
+    """Case, live images/s with its interval, and time left, on standard error.
+
+    On a terminal Rich draws one line, only when told to: between samples, at
+    most once a second. Elsewhere each case is one line when it has ended.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.bar: Any = None
+        self.task: Any = None
+        self.begun = time.monotonic()
+        self.number, self.total, self.case_id = 0, 1, ""
+        self.first: int | None = None  # a resumed run does not begin at 0
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._open_bar()
+        return self
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.bar = Progress(
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True),
+            auto_refresh=False,  # no thread: redrawn when told to
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=None)
+        self.bar.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def started(self, trial: Trial, number: int, total: int) -> None:
+        """Name the case."""
+        self.number, self.total, self.case_id = number, total, trial.case.case_id
+        self.first = number if self.first is None else self.first
+        self._draw("setting up")
+
+    def progress(self, live: Progress) -> None:
+        """Show the rate so far."""
+        half = live.relative_half_width
+        width = "" if half is None else f" ± {100 * half:.1f} %"
+        self._draw(f"{words.rate(live.images_per_s)} images/s{width}, case ≤ {live.left_s:.0f} s")
+
+    def _draw(self, state: str) -> None:
+        if self.bar is None:
+            return
+        self.bar.update(
+            self.task,
+            completed=self.number,
+            total=self.total,
+            description=f"{self.case_id}  {state}{self._left()}",
+            refresh=True,
+        )
+
+    def _left(self) -> str:
+        done = self.number - (self.first or 0)
+        if not done:
+            return ""
+        seconds = (time.monotonic() - self.begun) / done * (self.total - self.number)
+        return f", all ≈ {words.duration(seconds)}"
+
+    def finished(self, record: Record) -> None:
+        """A line that stays."""
+        text = f"[{self.number + 1}/{self.total}] {record.case_id}  {words.result(record)}"
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""What `bench run` was asked for, checked, run and told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from bench import planning, processes, runner, store
+from bench.errors import WrongUse
+from bench.schema import BUDGETS, Budget, Record
+
+NUMBERS = ("batch_size", "image_size", "loader_workers", "threads", "seed", "epochs", "classes")
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """The flags as given; None where a flag was not."""
+
+    plan: str
+    axes: dict[str, list[str]]
+    full: bool
+    budget: str | None
+    target_ci: str | None
+    max_seconds: float | None
+    repeats: int | None
+    timeout_s: float | None
+    results: Path
+    resume: bool
+    dry_run: bool
+    json: bool
+
+
+def execute(asked: Request) -> int:
+    """Check everything, then run it. Returns the exit code; raises BenchError."""
+    plan = resolve(asked)
+    if not asked.dry_run:
+        store.make_writable(asked.results)
+    processes.start_server()
+    from bench import summary
+    from bench.progress import Line, Quiet
+
+    ready = runner.prepare(plan, full=asked.full)
+    if asked.full and not any(c.full for c in ready.cases):
+        raise WrongUse("--full trains whole epochs; name them with --epochs N or --plan article.")
+    if asked.dry_run:
+        summary.print_plan(ready)
+        return 0
+    records: list[Record] = []
+    line = Quiet() if asked.json else Line(plan.budget)
+
+    def recorded(record: Record) -> None:
+        records.append(record)
+        line.finished(record)
+        if asked.json:
+            sys.stdout.write(as_json(record) + "\n")
+            sys.stdout.flush()
+
+    watch = runner.Watch(started=line.started, progress=line.progress, recorded=recorded)
+    try:
+        with line:
+            runner.run(ready, asked.results, watch, resume=asked.resume)
+    except KeyboardInterrupt:
+        summary.tell(records, asked, interrupted=True)
+        return 130
+    summary.tell(records, asked, interrupted=False)
+    return exit_code(records)
+
+
+def resolve(asked: Request) -> planning.Plan:
+    """The plan with the flags put in. Raises WrongUse."""
+    plan = planning.load(asked.plan)
+    flags = {name: _values(name, texts) for name, texts in asked.axes.items()}
+    plan = planning.override(plan, flags)
+    if asked.repeats is not None and asked.repeats < 1:
+        raise WrongUse(f"--repeats: expected 1 or more, not {asked.repeats}.")
+    return msgspec.structs.replace(
+        plan, budget=_budget(asked, plan.budget), repeats=asked.repeats or plan.repeats
+    )
+
+
+def _values(axis: str, texts: list[str]) -> list[Any]:
+    flag = "--" + axis.replace("_", "-")
+    parts = [p.strip() for text in texts for p in text.split(",") if p.strip()]
+    values = [_number(flag, p) if axis in NUMBERS else p for p in parts]
+    return planning.values_of(flag, axis, values)
+
+
+def _number(flag: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise WrongUse(f"{flag}: {text!r} is not a whole number.") from error
+
+
+def _budget(asked: Request, budget: Budget) -> Budget:
+    if asked.budget is not None:
+        budget = BUDGETS[asked.budget]
+    changes: dict[str, Any] = {}
+    if asked.target_ci is not None:
+        changes["target_ci"] = share(asked.target_ci, "--target-ci")
+    if asked.max_seconds is not None:
+        seconds = _positive(asked.max_seconds, "--max-seconds")
+        changes |= {
+            "max_seconds": seconds,
+            "min_seconds": min(budget.min_seconds, seconds),
+            "latency_seconds": seconds,
+        }
+    if asked.timeout_s is not None:
+        changes["timeout_s"] = _positive(asked.timeout_s, "--timeout")
+    return msgspec.structs.replace(budget, **changes)
+
+
+def share(text: str, flag: str) -> float:
+    """`1%` or `0.01` → 0.01. Raises WrongUse."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise WrongUse(f"{flag}: {text!r} is not a share such as 1% or 0.01.") from error
+    if not 0 < value < 1:
+        raise WrongUse(f"{flag}: expected more than 0% and less than 100%, not {text}.")
+    return value
+
+
+def _positive(value: float, flag: str) -> float:
+    if not value > 0 or value == float("inf"):
+        raise WrongUse(f"{flag}: expected more than 0 seconds, not {value:g}.")
+    return value
+
+
+def as_json(record: Record) -> str:
+    """One line, with the same names as the Parquet columns."""
+    return msgspec.json.encode(store.row(record)).decode()
+
+
+def exit_code(records: Collection[Record]) -> int:
+    """See cli.EXIT_CODES."""
+    statuses = {r.status for r in records}
+    if statuses & {"failed", "timeout"}:
+        return 4
+    return 0 if "measured" in statuses else 3

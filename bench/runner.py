@@ -1,0 +1,206 @@
+"""The parent: one process a case, one record on disk before the next begins."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from bench import processes, store
+from bench.environment import host
+from bench.environment.collect import machine_fingerprint, software_fingerprint
+from bench.messages import Checked, Order, Outcome, Progress, Survey
+from bench.planning import Plan, Planned, asked_devices, expand, plan_hash
+from bench.schedules import Grid, Key, Schedule
+from bench.schema import Case, DeviceFacts, Record, Trial
+
+LOG_KEPT = 2000  # characters of a failed worker's output that stay in its record
+
+OnRecord = Callable[[Record], None]
+OnProgress = Callable[[Progress], None]
+OnStart = Callable[[Trial, int, int], None]
+
+
+class Watch(Struct, frozen=True):
+    """Who is told what happens."""
+
+    started: OnStart = lambda *_: None
+    progress: OnProgress = lambda _: None
+    recorded: OnRecord = lambda _: None
+
+
+class Ready(Struct, frozen=True):
+    """A plan that has met the machine: what to run, what cannot run and why."""
+
+    plan: Plan
+    cases: list[Case]
+    refusals: dict[str, str]  # case_id -> reason
+    survey: Survey
+
+    @property
+    def hash(self) -> str:
+        """See planning.plan_hash."""
+        return plan_hash(self.cases, self.plan.budget, self.plan.repeats)
+
+
+def prepare(plan: Plan, *, full: bool = False) -> Ready:
+    """Ask children which devices are here and which cases they refuse. Measures nothing."""
+    question = msgspec.json.encode(["survey", asked_devices(plan)])
+    survey = msgspec.json.decode(processes.ask("bench.preflight", question), type=Survey)
+    planned = expand(plan, survey.devices, list(survey.absent), full=full)
+    present = [p for p in planned if p.case.device not in survey.absent]
+    refusals = {
+        p.case.case_id: survey.absent[p.case.device]
+        for p in planned
+        if p.case.device in survey.absent
+    }
+    refusals |= _refusals(present)
+    return Ready(plan, [p.case for p in planned], refusals, survey)
+
+
+def _refusals(planned: list[Planned]) -> dict[str, str]:
+    if not planned:
+        return {}
+    question = msgspec.json.encode(["check", [p.case for p in planned]])
+    # Checking data may download it.
+    answer = processes.ask("bench.preflight", question, timeout_s=1800)
+    checked = msgspec.json.decode(answer, type=Checked)
+    found = {}
+    for p, refusal, emulated in zip(planned, checked.refusals, checked.emulated, strict=True):
+        reason = refusal or (emulated if p.skip_emulated else None)
+        if reason:
+            found[p.case.case_id] = reason
+    return found
+
+
+def run_id_now() -> str:
+    """Sorts by time; two machines that start in the same second differ."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> str:
+    """Run what has no record yet and return the run's id. Raises CannotStore."""
+    unfinished = store.unfinished_run(folder, ready.hash) if resume else None
+    run_id, keys = unfinished or (run_id_now(), [])
+    schedule: Schedule = Grid(ready.cases, ready.plan.repeats)
+    done: set[Key] = set(keys)
+    total = len(ready.cases) * ready.plan.repeats
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        runner = Runner(ready, run_id, total, Path(scratch), watch)
+        while (trial := schedule.next(done)) is not None:
+            watch.started(trial, len(done), total)
+            record = runner.attempt(trial)
+            store.append(folder, record, len(done))
+            done.add(trial.key)
+            watch.recorded(record)
+    return run_id
+
+
+class Runner(Struct, frozen=True):
+    """Turns one trial into one record."""
+
+    ready: Ready
+    run_id: str
+    total: int
+    scratch: Path
+    watch: Watch
+
+    def attempt(self, trial: Trial) -> Record:
+        """Whatever happens to the worker, a record comes back."""
+        begun, started_at = time.perf_counter(), datetime.now(UTC)
+        refusal = self.ready.refusals.get(trial.case.case_id)
+        # Forks share their server's memory layout and hash seed; rounds that are
+        # to be compared must not, so each gets an interpreter of its own.
+        fresh = self.ready.plan.repeats > 1
+        log = self.scratch / "worker.log"
+        if refusal:
+            outcome = Outcome(status="skipped", reason=refusal)
+        else:
+            outcome = self._in_a_process(trial.case, log, fresh=fresh)
+        device = next((d for d in self.ready.survey.devices if d.device == trial.case.device), None)
+        environment = self.ready.survey.environment
+        return Record(
+            run_id=self.run_id,
+            plan=self.ready.plan.name,
+            plan_hash=self.ready.hash,
+            planned=self.total,
+            case_id=trial.case.case_id,
+            round=trial.round,
+            purpose=trial.purpose,
+            started_at=started_at,
+            seconds=time.perf_counter() - begun,
+            worker=None if refusal else ("fresh" if fresh else "forked"),
+            status=outcome.status,
+            reason=outcome.reason,
+            warnings=outcome.warnings + _device_warnings(device),
+            log=_tail(log) if outcome.status in ("failed", "timeout", "oom") else None,
+            case=trial.case,
+            global_batch_size=trial.case.global_batch_size,
+            budget=self.ready.plan.budget,
+            device_name=device.device_name if device else None,
+            device_class=device.device_class if device else None,
+            device_memory_bytes=device.memory_bytes if device else None,
+            driver=device.driver if device else None,
+            simulated=device.simulated if device else False,
+            machine_fingerprint=machine_fingerprint(environment, device),
+            software_fingerprint=software_fingerprint(environment, device),
+            environment=environment,
+            measurement=outcome.measurement,
+        )
+
+    def _in_a_process(self, case: Case, log: Path, *, fresh: bool) -> Outcome:
+        budget = self.ready.plan.budget
+        log.unlink(missing_ok=True)
+        order = Order(case=case, budget=budget, started=time.time(), log=str(log))
+        kills = host.oom_kills()
+        outcomes: list[Outcome] = []
+
+        def hear(message: bytes) -> bool:
+            said = msgspec.json.decode(message, type=Progress | Outcome)
+            if isinstance(said, Progress):
+                self.watch.progress(said)
+                return False
+            outcomes.append(said)
+            return True
+
+        child = processes.Child("bench.worker", msgspec.json.encode(order), fresh=fresh)
+        try:
+            child.answers(budget.timeout_s, hear)
+        except processes.Late:
+            return Outcome(
+                status="timeout",
+                reason=f"killed after {budget.timeout_s:g} s; allow more with --timeout SECONDS",
+            )
+        except processes.Gone as gone:
+            return _died(gone.code, kills)
+        return outcomes[0]
+
+
+def _died(code: int | None, kills_before: int | None) -> Outcome:
+    """A worker that ended without an outcome: out of memory, or failed."""
+    import signal
+
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        kills = host.oom_kills()
+        if name == "SIGKILL" and kills is not None and kills > (kills_before or 0):
+            return Outcome(status="oom", reason="the kernel killed the worker: out of host memory")
+        return Outcome(status="failed", reason=f"the worker was ended by {name}")
+    return Outcome(status="failed", reason=f"the worker ended without an answer (exit code {code})")
+
+
+def _device_warnings(device: DeviceFacts | None) -> list[str]:
+    return ["simulated"] if device is not None and device.simulated else []
+
+
+def _tail(log: Path) -> str | None:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")[-LOG_KEPT:] or None
+    except OSError:
+        return None

@@ -1,0 +1,364 @@
+"""The nouns. Frozen, without torch objects; a Record is one row of Parquet.
+
+The columns, their types, order and descriptions all come from these classes:
+`columns()` is what the store writes and what the README documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import types
+import typing
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+
+SCHEMA_VERSION = 1
+
+Task = Literal["train", "infer"]
+Status = Literal["measured", "skipped", "oom", "failed", "timeout"]
+
+
+def doc(text: str) -> Meta:
+    """The description of a column."""
+    return Meta(description=text)
+
+
+class Case(Struct, frozen=True, kw_only=True):
+    """One cell of the grid: everything that decides what is run, and nothing else."""
+
+    model: Annotated[str, doc("name from `bench list models`")] = "resnet50"
+    weights: Annotated[str, doc("`random` (seeded), `default` (torchvision's) or a file")] = (
+        "random"
+    )
+    task: Annotated[Task, doc("`train` or `infer`")] = "infer"
+    device: Annotated[str, doc("`cpu`, `cuda:0`, …")] = "cpu"
+    engine: Annotated[str, doc("what executes the model: `eager`, …")] = "eager"
+    precision: Annotated[str, doc("`fp32`, `tf32`, `amp`, `amp-fp16`, `amp-bf16`, `int8`")] = "fp32"
+    batch_size: Annotated[int, doc("images per device and step")] = 1
+    image_size: Annotated[int, doc("side of the square input in pixels")] = 224
+    classes: Annotated[int | None, doc("outputs of the model; null: as many as the data has")] = (
+        None
+    )
+    data: Annotated[str, doc("`synthetic`, `cifar10` or `folder:DIR`")] = "synthetic"
+    loader_workers: Annotated[
+        int | None, doc("DataLoader processes; null: images wait on the device, no loader")
+    ] = None
+    recipe: Annotated[str, doc("how training steps are made: optimizer, loss")] = "sgd"
+    epochs: Annotated[int | None, doc("length of the job a time is projected to")] = None
+    full: Annotated[bool, doc("all epochs were trained, nothing is projected")] = False
+    memory_format: Annotated[str, doc("`channels_last` or `contiguous`")] = "channels_last"
+    cudnn_benchmark: Annotated[bool, doc("cuDNN may search for the fastest kernels")] = True
+    threads: Annotated[int | None, doc("intra-op threads asked for; null: the device's choice")] = (
+        None
+    )
+    seed: Annotated[int, doc("decides weights, order of data and synthetic images")] = 42
+
+    @property
+    def case_id(self) -> str:
+        """Readable and stable: fields at their default are left out after the first seven."""
+        head = f"{self.model}/{self.task}/{self.device}/{self.engine}/{self.precision}"
+        parts = [head, f"b{self.batch_size}", f"px{self.image_size}"]
+        for name in _TAIL:
+            value, default = getattr(self, name), _DEFAULTS[name]
+            if value != default:
+                parts.append(name if value is True else f"{name}={str(value).lower()}")
+        return "/".join(parts)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images per step over all devices."""
+        return self.batch_size
+
+
+_HEAD = ("model", "task", "device", "engine", "precision", "batch_size", "image_size")
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in msgspec.structs.fields(Case)}
+_TAIL = tuple(name for name in _DEFAULTS if name not in _HEAD)
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """How hard to measure."""
+
+    name: Annotated[str, doc("`quick`, `standard`, `strict`, or `custom`")] = "quick"
+    target_ci: Annotated[float, doc("wanted half-width of the 95 % interval, relative")] = 0.02
+    min_samples: Annotated[int, doc("fewer steady samples give no interval")] = 8
+    max_samples: Annotated[int, doc("throughput samples at most")] = 1000
+    min_seconds: Annotated[float, doc("steady measuring time at least")] = 2.0
+    max_seconds: Annotated[
+        float, doc("throughput measuring time, doubled only to reach min_samples")
+    ] = 8.0
+    warmup_share: Annotated[float, doc("largest share of max_seconds spent on warm-up")] = 0.25
+    latency_requests: Annotated[int, doc("requests of the latency protocol at most")] = 400
+    latency_seconds: Annotated[float, doc("seconds of the latency protocol at most")] = 4.0
+    timeout_s: Annotated[float, doc("a case still running after this is killed")] = 300.0
+
+
+BUDGETS = {
+    "quick": Budget(),
+    "standard": Budget(
+        name="standard",
+        target_ci=0.01,
+        min_seconds=5.0,
+        max_seconds=60.0,
+        latency_requests=1000,
+        latency_seconds=60.0,
+        timeout_s=1800.0,
+    ),
+    "strict": Budget(
+        name="strict",
+        target_ci=0.005,
+        min_samples=16,
+        max_samples=5000,
+        min_seconds=20.0,
+        max_seconds=300.0,
+        latency_requests=5000,
+        latency_seconds=300.0,
+        timeout_s=7200.0,
+    ),
+}
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """One try of a case; every try becomes one Record."""
+
+    case: Case
+    round: int = 1
+    purpose: str = "grid"
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What tells two tries of one run apart."""
+        return (self.case.case_id, self.round, self.purpose)
+
+
+class DeviceFacts(Struct, frozen=True, kw_only=True):
+    """One device as found."""
+
+    device: Annotated[str, doc("name to give to --device")]
+    kind: Annotated[str, doc("the plug-in that drives it")]
+    device_class: Annotated[str, doc("`cpu` or `gpu`: which batch sizes of a plan it takes")]
+    device_name: Annotated[str, doc("product name")]
+    memory_bytes: Annotated[int | None, doc("memory of the device")] = None
+    driver: Annotated[str | None, doc("version of the device's driver")] = None
+    simulated: Annotated[bool, doc("a simulated device: its times mean nothing")] = False
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """The machine and the software as found. Unknown is null."""
+
+    bench_version: Annotated[str, doc("version of this package")]
+    git_commit: Annotated[str | None, doc("commit of the checkout this package runs from")] = None
+    git_dirty: Annotated[bool | None, doc("that checkout had uncommitted changes")] = None
+    python: Annotated[str | None, doc("version of Python")] = None
+    torch: Annotated[str | None, doc("version of torch, with its build")] = None
+    torchvision: Annotated[str | None, doc("version of torchvision")] = None
+    torchao: Annotated[str | None, doc("version of torchao")] = None
+    torch_build: Annotated[str | None, doc("CUDA or ROCm version torch was built for, or cpu")] = (
+        None
+    )
+    cpu_model: Annotated[str | None, doc("CPU model")] = None
+    cpu_features: Annotated[
+        list[str] | None, doc("instruction sets that matter here: avx2, avx512_vnni, amx_bf16, …")
+    ] = None
+    cpu_cores_physical: Annotated[int | None, doc("physical cores of the machine")] = None
+    cpu_cores_logical: Annotated[int | None, doc("logical cores of the machine")] = None
+    cpu_cores_usable: Annotated[
+        int | None, doc("cores this process may use (affinity, cgroup)")
+    ] = None
+    cpu_governor: Annotated[str | None, doc("frequency governor")] = None
+    memory_bytes: Annotated[int | None, doc("memory of the machine")] = None
+    memory_limit_bytes: Annotated[int | None, doc("memory limit of the cgroup")] = None
+    kernel: Annotated[str | None, doc("kernel release")] = None
+    virtualised: Annotated[bool | None, doc("runs under a hypervisor")] = None
+    environment_variables: Annotated[
+        list[str] | None, doc("NAME=value of the few variables that change speed")
+    ] = None
+
+
+class Measurement(Struct, frozen=True, kw_only=True):
+    """What one case's process measured. What was not measured is null, never 0."""
+
+    throughput_images_per_s: Annotated[
+        float | None, doc("images ÷ total seconds of the steady samples, over all devices")
+    ] = None
+    throughput_ci_low: Annotated[
+        float | None, doc("95 % interval within this one process, lower end, images/s")
+    ] = None
+    throughput_ci_high: Annotated[float | None, doc("the same, upper end")] = None
+    latency_p50_ms: Annotated[float | None, doc("median request; from 8 requests on")] = None
+    latency_p90_ms: Annotated[float | None, doc("90th percentile; from 40 requests on")] = None
+    latency_p95_ms: Annotated[float | None, doc("95th percentile; from 80 requests on")] = None
+    latency_p99_ms: Annotated[float | None, doc("99th percentile; from 400 requests on")] = None
+    peak_host_memory_bytes: Annotated[
+        int | None, doc("high-water mark of the worker and its loaders after set-up")
+    ] = None
+    peak_device_memory_bytes: Annotated[
+        int | None, doc("most memory allocated on the device from step 2 on")
+    ] = None
+    setup_s: Annotated[float | None, doc("from start of the worker to its first step")] = None
+    build_s: Annotated[float | None, doc("part of setup_s: export, quantise, compile")] = None
+    first_step_s: Annotated[float | None, doc("the first step, synchronised")] = None
+    first_request_s: Annotated[float | None, doc("the first request of the latency protocol")] = (
+        None
+    )
+    samples_s: Annotated[
+        list[float] | None, doc("seconds of each throughput sample, warm-up first")
+    ] = None
+    warmup_samples: Annotated[
+        int | None, doc("how many of samples_s, from the start, are warm-up")
+    ] = None
+    steps_per_sample: Annotated[int | None, doc("steps between two synchronisations")] = None
+    stop_reason: Annotated[
+        str | None, doc("`target_reached`, `max_seconds`, `max_samples` or `all_epochs`")
+    ] = None
+    latency_samples_s: Annotated[
+        list[float] | None,
+        doc("seconds of each request, host input to host output, copies included"),
+    ] = None
+    data_wait_s: Annotated[
+        float | None, doc("seconds per step spent waiting for the next batch (real data, training)")
+    ] = None
+    copy_s: Annotated[float | None, doc("seconds per step copying the batch to the device")] = None
+    compute_s: Annotated[float | None, doc("seconds per step of forward, backward, optimizer")] = (
+        None
+    )
+    epoch_images: Annotated[int | None, doc("images of one epoch of this data")] = None
+    epoch_boundary_s: Annotated[
+        float | None, doc("extra seconds between two epochs: a fresh loader's first batch")
+    ] = None
+    projected_s: Annotated[
+        float | None, doc("PROJECTED seconds of `epochs` epochs, loading included, evaluation not")
+    ] = None
+    projected_ci_low_s: Annotated[float | None, doc("lower end of its 95 % interval")] = None
+    projected_ci_high_s: Annotated[float | None, doc("upper end of its 95 % interval")] = None
+    train_s: Annotated[
+        float | None, doc("measured seconds of all epochs, evaluation not included")
+    ] = None
+    epoch_train_s: Annotated[list[float] | None, doc("measured seconds of each epoch")] = None
+    test_accuracy: Annotated[list[float] | None, doc("share of right answers after each epoch")] = (
+        None
+    )
+    weights_sha256: Annotated[str | None, doc("SHA-256 of the initial weights")] = None
+    first_loss: Annotated[float | None, doc("loss of the first training step")] = None
+    last_loss: Annotated[
+        float | None,
+        doc("loss after a fixed number of steps, see last_loss_step; same seed, same data"),
+    ] = None
+    last_loss_step: Annotated[int | None, doc("the step last_loss belongs to, counted from 1")] = (
+        None
+    )
+    logits_mean: Annotated[float | None, doc("mean of the first batch's logits (inference)")] = None
+    logits_std: Annotated[float | None, doc("standard deviation of them")] = None
+    int8_mac_share: Annotated[
+        float | None, doc("share of the model's multiply-adds that ran in INT8")
+    ] = None
+    model_bytes: Annotated[int | None, doc("bytes of the weights as executed")] = None
+    threads_used: Annotated[int | None, doc("intra-op threads read back from torch")] = None
+    loader_workers_used: Annotated[int | None, doc("loader processes that ran")] = None
+    settings: Annotated[
+        list[str] | None, doc("NAME=value of what was forced and read back: TF32, cuDNN, autocast")
+    ] = None
+    corrupt_images: Annotated[
+        list[str] | None, doc("images that could not be decoded, skipped")
+    ] = None
+    corrupt_image_count: Annotated[int | None, doc("how many; the names are capped at 20")] = None
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """One try of one case: one row of Parquet."""
+
+    schema_version: Annotated[int, doc("version of these columns")] = SCHEMA_VERSION
+    run_id: Annotated[str, doc("names the run; sorts by time")]
+    plan: Annotated[str, doc("name of the plan")]
+    plan_hash: Annotated[str, doc("hash of the cases and the budget; --resume matches it")]
+    planned: Annotated[int, doc("records this run will have when it is complete")]
+    case_id: Annotated[str, doc("readable name of the case; names a series in time")]
+    round: Annotated[int, doc("which repetition, from 1")]
+    purpose: Annotated[str, doc("why it was tried: `grid`, …")]
+    started_at: Annotated[datetime, doc("UTC")]
+    seconds: Annotated[float, doc("wall seconds of the whole try, process start included")]
+    worker: Annotated[
+        str | None, doc("`forked` or `fresh` interpreter; null when none was started")
+    ]
+    status: Annotated[Status, doc("`measured`, `skipped`, `oom`, `failed` or `timeout`")]
+    reason: Annotated[str | None, doc("why not measured")] = None
+    warnings: Annotated[list[str], doc("codes; `bench report` spells them out")]
+    log: Annotated[str | None, doc("end of what the worker printed, when it failed")] = None
+    case: Case
+    global_batch_size: Annotated[int, doc("images per step over all devices")]
+    budget: Budget
+    device_name: Annotated[str | None, doc("product name of the device")] = None
+    device_class: Annotated[str | None, doc("`cpu` or `gpu`")] = None
+    device_memory_bytes: Annotated[int | None, doc("memory of the device")] = None
+    driver: Annotated[str | None, doc("version of the device's driver")] = None
+    simulated: Annotated[bool, doc("made on a simulated device: never a measurement")] = False
+    machine_fingerprint: Annotated[str, doc("what the machine is: CPU, cores, memory, this device")]
+    software_fingerprint: Annotated[str, doc("what runs on it: versions, kernel, driver, governor")]
+    environment: Environment
+    measurement: Measurement
+
+
+# The meaning of every code in `warnings`, for tables and reports.
+WARNINGS = {
+    "too_few_samples": "too few samples for an interval; give it more time with --max-seconds",
+    "target_not_reached": "the interval is wider than asked for; give it more time",
+    "not_steady": "the speed never settled within the warm-up share; it may still include warm-up",
+    "fidelity_unproven": "random weights cannot show what this precision does to accuracy",
+    "emulated": "this device has no units for this precision; it is emulated",
+    "simulated": "made on a simulated device; not a measurement",
+    "few_requests": "too few requests for p99; give it more time with --budget standard",
+    "corrupt_images": "some images could not be decoded and were replaced",
+    "pretend_data": "synthetic images stood in for the real data set",
+}
+
+
+class Column(Struct, frozen=True):
+    """One column of the Parquet file. `path` leads to its value inside a Record."""
+
+    name: str
+    type: Any  # bool, int, float, str, datetime, list[str] or list[float]
+    nullable: bool
+    description: str
+    path: tuple[str, ...]
+
+
+PREFIXES = {"budget": "budget_"}  # `name` alone would not say whose name it is
+
+
+def columns(struct: type[Struct] = Record) -> tuple[Column, ...]:
+    """Every column in order, from the annotations of `struct`, nested nouns flattened."""
+    return tuple(_walk(struct, (), ""))
+
+
+def _walk(struct: type[Struct], path: tuple[str, ...], prefix: str) -> Iterator[Column]:
+    hints = typing.get_type_hints(struct, include_extras=True)
+    for field in msgspec.structs.fields(struct):
+        hint, text = hints[field.name], ""
+        here = (*path, field.name)
+        if get_origin(hint) is Annotated:
+            hint, *metas = get_args(hint)
+            text = next((m.description for m in metas if isinstance(m, Meta)), "") or ""
+        if isinstance(hint, type) and issubclass(hint, Struct):
+            yield from _walk(hint, here, PREFIXES.get(field.name, ""))
+            continue
+        kind, nullable = _plain(hint)
+        yield Column(prefix + field.name, kind, nullable, text, here)
+
+
+def _plain(hint: Any) -> tuple[Any, bool]:
+    """The bare type of an annotation, and whether None is allowed."""
+    nullable = False
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        options = [a for a in get_args(hint) if a is not type(None)]
+        hint, nullable = options[0], True
+    if get_origin(hint) is Literal:
+        hint = str
+    return hint, nullable
+
+
+def short_hash(value: Any) -> str:
+    """12 hex digits that stand for a noun or plain value; stable across processes."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Samples → estimates. Knows nothing of benchmarks, devices or files."""

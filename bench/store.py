@@ -1,0 +1,190 @@
+"""Record ↔ Parquet. The only file that knows pyarrow.
+
+One file a record, named after its run, so that folders of several machines
+merge by copying. A file appears whole or not at all: it is written under a
+temporary name, synced, renamed, and the folder is synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from bench.errors import CannotStore, WrongUse
+from bench.schema import SCHEMA_VERSION, Record, columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+TEMPORARY = ".partial-"  # pandas, DuckDB and Polars all pass over such names
+
+
+class Found(msgspec.Struct):
+    """What a results folder holds: rows, and one sentence for each file passed over."""
+
+    frame: pd.DataFrame
+    passed_over: list[str]
+
+
+@cache
+def arrow_schema() -> pa.Schema:
+    """The Arrow schema, derived from the nouns."""
+    import pyarrow as pa
+
+    kinds = {
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        str: pa.string(),
+        datetime: pa.timestamp("us", tz="UTC"),
+        list[str]: pa.list_(pa.string()),
+        list[float]: pa.list_(pa.float64()),
+    }
+    fields = [
+        pa.field(c.name, kinds[c.type], c.nullable, {"description": c.description})
+        for c in columns()
+    ]
+    return pa.schema(fields)
+
+
+def row(record: Record) -> dict[str, Any]:
+    """A record as flat column name → value."""
+    values = {}
+    for column in columns():
+        value: Any = record
+        for name in column.path:
+            value = getattr(value, name)
+        values[column.name] = value
+    return values
+
+
+def make_writable(folder: Path) -> None:
+    """Create the results folder and prove that it can be written.
+
+    Raises WrongUse with the reason otherwise.
+    """
+    probe = folder / f"{TEMPORARY}probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise WrongUse(
+            f"The results folder {folder} is not writable ({error.strerror}); "
+            "choose another one with --results DIR."
+        ) from error
+
+
+def append(folder: Path, record: Record, index: int) -> Path:
+    """Write one record and return its file. Raises CannotStore, leaving no half file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / f"{record.run_id}-{index:04d}.parquet"
+    partial = folder / f"{TEMPORARY}{path.name}"
+    table = pa.Table.from_pylist([row(record)], schema=arrow_schema())
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CannotStore(
+            f"The record of {record.case_id} could not be written to {folder} "
+            f"({error.strerror or error}). Records written before are complete; "
+            "free some space and run the same command with --resume."
+        ) from error
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(folder: Path, only: list[str] | None = None) -> Found:
+    """All records below `folder`, oldest first, as a pandas frame with every column.
+
+    Files that are corrupt, foreign or from a newer schema are passed over and named.
+    `only` limits the columns that are read. Columns an older file lacks are null.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    schema = arrow_schema()
+    if only is not None:
+        schema = pa.schema([schema.field(name) for name in only])
+    tables, passed_over = [], []
+    for path in sorted(folder.rglob("*.parquet")):
+        if path.name.startswith("."):
+            continue
+        try:
+            tables.append(_conform(path, schema))
+        except _Unusable as reason:
+            passed_over.append(f"{path.name}: {reason}; passed over")
+    whole = pa.concat_tables(tables) if tables else schema.empty_table()
+    frame = whole.to_pandas(timestamp_as_object=False)
+    if "started_at" in frame:
+        frame = frame.sort_values("started_at", kind="stable")
+    return Found(pd.DataFrame(frame).reset_index(drop=True), passed_over)
+
+
+class _Unusable(Exception):
+    """Why a file is passed over."""
+
+
+def _conform(path: Path, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise _Unusable(f"not readable as Parquet ({str(error).splitlines()[0][:80]})") from error
+    if not {"schema_version", "run_id", "case_id"} <= set(table.column_names):
+        raise _Unusable("Parquet, but not a benchmark record")
+    newest = pa.compute.max(table["schema_version"]).as_py()
+    if not isinstance(newest, int):
+        raise _Unusable("its schema_version is not a number")
+    if newest > SCHEMA_VERSION:
+        raise _Unusable(
+            f"written with schema {newest}, this version reads up to {SCHEMA_VERSION}; "
+            "upgrade resnet-bench to read it"
+        )
+    try:
+        parts = [
+            table[f.name].cast(f.type)
+            if f.name in table.column_names
+            else pa.nulls(len(table), f.type)
+            for f in schema
+        ]
+        # Nullability is a promise of the writer; a reader takes what older files hold.
+        fields = [f.with_nullable(True) for f in schema]
+        return pa.table(parts, schema=pa.schema(fields))
+    except pa.ArrowException as error:
+        raise _Unusable(f"a column has another type ({str(error).splitlines()[0][:80]})") from error
+
+
+def unfinished_run(folder: Path, plan_hash: str) -> tuple[str, list[tuple[str, int, str]]] | None:
+    """The newest run of this plan that lacks records, and the keys it has; or None."""
+    frame = read(folder, ["run_id", "plan_hash", "planned", "case_id", "round", "purpose"]).frame
+    frame = frame[frame["plan_hash"] == plan_hash]
+    for run_id, rows in sorted(frame.groupby("run_id"), reverse=True):
+        keys = list(zip(rows["case_id"], rows["round"], rows["purpose"], strict=True))
+        if len(set(keys)) < int(rows["planned"].max()):
+            return str(run_id), keys
+    return None

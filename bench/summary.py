@@ -1,0 +1,85 @@
+"""What `bench run` prints at its end, and what `--dry-run` prints instead."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, TYPE_CHECKING
+
+from bench import words
+from bench.schema import WARNINGS, Record
+
+if TYPE_CHECKING:
+    from bench.request import Request
+    from bench.runner import Ready
+
+
+def print_plan(ready: Ready) -> None:
+    """Each case, and why it cannot run here if it cannot."""
+    for case in ready.cases:
+        reason = ready.refusals.get(case.case_id)
+        print(f"{case.case_id}  {'skipped: ' + reason if reason else 'would run'}")
+    rounds = f" × {ready.plan.repeats} rounds" if ready.plan.repeats > 1 else ""
+    runnable = sum(c.case_id not in ready.refusals for c in ready.cases)
+    print(f"{len(ready.cases)} cases{rounds}, {runnable} can run here; nothing was measured.")
+
+
+def tell(records: list[Record], asked: Request, *, interrupted: bool) -> None:
+    """The table and the warnings in plain words; on standard error beside --json."""
+    out = sys.stderr if asked.json else sys.stdout
+    if records and not asked.json:
+        table(records, out)
+        explain(records, out)
+    done = len(records)
+    if interrupted:
+        print(
+            f"Interrupted: {done} finished {'record is' if done == 1 else 'records are'} kept in "
+            f"{asked.results}; run the same command with --resume for the rest.",
+            file=out,
+        )
+    elif not records:
+        print("Every case of this run has its record already; nothing was left to do.", file=out)
+    else:
+        print(f"{done} records of run {records[0].run_id} in {asked.results}.", file=out)
+
+
+def table(records: list[Record], out: IO[str]) -> None:
+    """One row a record."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("case", overflow="fold", min_width=24)
+    for name in ("images/s", "95 % CI", "p50 ms", "p99 ms", "peak memory"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("status", no_wrap=True)
+    for r in records:
+        m = r.measurement
+        memory = m.peak_device_memory_bytes or m.peak_host_memory_bytes
+        grid.add_row(
+            Text(r.case_id),
+            words.rate(m.throughput_images_per_s),
+            words.half_width(m.throughput_images_per_s, m.throughput_ci_low, m.throughput_ci_high),
+            words.rate(m.latency_p50_ms),
+            words.rate(m.latency_p99_ms),
+            words.mebibytes(memory),
+            r.status + ("*" if r.warnings else ""),
+        )
+    # A pipe has no width: wide enough for every column, so that nothing is cut.
+    width = None if out.isatty() else 160
+    Console(file=out, width=width, highlight=False).print(grid)
+
+
+def explain(records: list[Record], out: IO[str]) -> None:
+    """Reasons of what was not measured, then each warning once with the cases it touches."""
+    for r in records:
+        if r.status != "measured":
+            print(f"{r.case_id}: {r.status}, {r.reason}", file=out)
+    for code, text in WARNINGS.items():
+        touched = [r.case_id for r in records if code in r.warnings]
+        if touched:
+            print(f"* {text} ({len(touched)} of {len(records)} cases: {_few(touched)})", file=out)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,62 @@
+"""Numbers and results as people read them. An unknown number is a dash, never 0."""
+
+from __future__ import annotations
+
+import math
+
+from bench.schema import Record
+
+DASH = "–"
+
+
+def missing(value: float | None) -> bool:
+    """None, or pandas' NaN."""
+    return value is None or math.isnan(value)
+
+
+def rate(value: float | None) -> str:
+    """Three significant digits: 8.07, 64.1, 1240."""
+    if value is None or missing(value):
+        return DASH
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def half_width(value: float | None, low: float | None, high: float | None) -> str:
+    """The interval as ± percent of the value."""
+    if value is None or low is None or high is None or any(map(missing, (value, low, high))):
+        return DASH
+    return f"± {100 * (high - low) / 2 / value:.1f} %"
+
+
+def mebibytes(value: float | None) -> str:
+    """Memory in MiB."""
+    return DASH if value is None or missing(value) else f"{value / 2**20:,.0f} MiB"
+
+
+def duration(seconds: float | None) -> str:
+    """72 s, 36 min 40 s, 2 h 5 min."""
+    if seconds is None or missing(seconds):
+        return DASH
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def result(record: Record) -> str:
+    """One record in a line."""
+    if record.status != "measured":
+        return f"{record.status}: {record.reason}"
+    m = record.measurement
+    width = half_width(m.throughput_images_per_s, m.throughput_ci_low, m.throughput_ci_high)
+    text = f"{rate(m.throughput_images_per_s)} images/s {width}"
+    if m.latency_p50_ms is not None:
+        text += f", p50 {rate(m.latency_p50_ms)} ms"
+    if m.projected_s is not None:
+        text += f", {record.case.epochs} epochs projected {duration(m.projected_s)}"
+    if m.train_s is not None:
+        text += f", trained {record.case.epochs} epochs in {duration(m.train_s)}"
+    return text

@@ -1,0 +1,185 @@
+"""Case → something to time. Asks for refusals, then composes; compares no name of a plug-in."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from msgspec import Struct
+
+from bench import data, loading, models, registry
+from bench.devices import Device, open_device
+from bench.engines import Forward, Job
+from bench.errors import Refused
+from bench.precisions import PRECISIONS
+from bench.training import Fed, Trainer, accuracy
+
+if TYPE_CHECKING:
+    from bench.schema import Case
+
+
+class Work(Struct, kw_only=True):
+    """A composed case: what to time, and what can be asked of it afterwards."""
+
+    device: Device
+    step: Callable[[], None]
+    settings: list[str]
+    weights_sha256: str
+    build_s: float
+    cycle: int = 1
+    pretend_data: bool = False
+    trainer: Trainer | None = None
+    fed: Fed | None = None
+    batches: Any = None  # the training DataLoader, where there is one
+    short: Any = None  # a loader that is soon at the end of its epoch
+    epoch: Callable[[], int] | None = None
+    evaluate: Callable[[], float] | None = None
+    forward: Forward | None = None
+    request: Callable[[], torch.Tensor] | None = None
+
+
+def realisation(case: Case) -> ModuleType | None:
+    """The file that runs this engine's kind of precision, if there is one."""
+    name = f"{case.engine}.{PRECISIONS[case.precision].kind}"
+    return registry.load("engines", name) if registry.has("engines", name) else None
+
+
+def refusal(case: Case, device: Device) -> str | None:
+    """Why this case cannot run on this device, or None."""
+    precision = PRECISIONS[case.precision]
+    if reason := device.refuses(precision):
+        return reason
+    module = realisation(case)
+    if module is None:
+        return f"the engine {case.engine} has no {precision.kind}"
+    missing = [name for name in module.MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        return (
+            f"{case.engine} {precision.kind} needs {', '.join(missing)}: pip install {missing[0]}"
+        )
+    single = case.task == "train" and case.batch_size == 1
+    if single and models.last_side(case.model, case.image_size) == 1:
+        return (
+            f"BatchNorm cannot train on one image of {case.image_size} px (one value per channel); "
+            "use --batch-size 2 or more"
+        )
+    reason = module.refuses(case, device)
+    return None if reason is None else str(reason)
+
+
+def compose(case: Case) -> Work:
+    """Build the model, the data and the step. Raises Refused."""
+    device, precision = open_device(case.device), PRECISIONS[case.precision]
+    settings = device.prepare(case, precision)
+    source = data.open_source(case)
+    classes = case.classes or source.classes
+    if classes < source.classes:
+        raise Refused(f"the data has {source.classes} classes, the model only {classes}")
+    model = models.build(case.model, case.weights, classes, case.seed)
+    digest = models.weights_sha256(model)
+    layout = getattr(torch, LAYOUTS[case.memory_format])
+    model = model.to(device.torch_device()).to(memory_format=layout)
+
+    def place(images: torch.Tensor) -> torch.Tensor:
+        return images.to(device.torch_device(), non_blocking=True, memory_format=layout)
+
+    loaders = loading.Loaders(case, source, device.asynchronous)
+    made = Composer(case, device, source, place, loaders)
+    parts = made.training(model) if case.task == "train" else made.inference(model)
+    return Work(
+        device=device,
+        settings=settings,
+        weights_sha256=digest,
+        pretend_data=source.pretend,
+        **parts,
+    )
+
+
+LAYOUTS = {"channels_last": "channels_last", "contiguous": "contiguous_format"}
+
+
+class Composer(Struct, frozen=True):
+    """What both tasks need to be put together."""
+
+    case: Case
+    device: Device
+    source: data.Source
+    place: Callable[[torch.Tensor], torch.Tensor]
+    loaders: loading.Loaders
+
+    def training(self, model: torch.nn.Module) -> dict[str, Any]:
+        """A training step, fed by a loader where the case has one."""
+        case, precision = self.case, PRECISIONS[self.case.precision]
+        recipe: Any = registry.load("recipes", case.recipe)
+        trainer = Trainer(model, recipe, self.device, precision)
+        if case.loader_workers is None:
+            images, target = loading.synthetic_batch(case, case.classes or self.source.classes)
+            images, target = self.place(images), target.to(self.device.torch_device())
+            return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": 0.0}
+        batches = self.loaders.train(whole=case.full)
+        fed = Fed(trainer, loading.endless(batches), self.place)
+        return {
+            "step": fed,
+            "trainer": trainer,
+            "fed": fed,
+            "batches": batches,
+            "cycle": max(1, case.loader_workers),
+            "short": self.loaders.short(),
+            "epoch": lambda: self._epoch(fed, batches),
+            "evaluate": lambda: self._evaluate(model),
+            "build_s": 0.0,
+        }
+
+    def _epoch(self, fed: Fed, batches: Any) -> int:
+        fed.batches = iter(batches)
+        for _ in range(len(batches)):
+            fed()
+        return len(batches)
+
+    def _evaluate(self, model: torch.nn.Module) -> float:
+        batches = self.loaders.test(whole=True)
+        return accuracy(model, iter(batches), self.place)
+
+    def inference(self, model: torch.nn.Module) -> dict[str, Any]:
+        """A forward pass on images that wait on the device, and a request from host to host."""
+        module = realisation(self.case)
+        assert module is not None, "refusal() comes first"
+        start = time.perf_counter()
+        job = Job(
+            self.case, PRECISIONS[self.case.precision], self.device, model, self._placed_batches
+        )
+        forward: Forward = module.build(job)
+        build_s = time.perf_counter() - start
+        host = next(self._host_batches(1))
+        resident = self.place(host)
+        return {
+            "step": lambda: forward(resident),
+            "request": lambda: forward(self.place(host)).cpu(),
+            "forward": forward,
+            "build_s": build_s,
+        }
+
+    def _placed_batches(self, count: int) -> Iterator[torch.Tensor]:
+        return (self.place(images) for images in self._host_batches(count))
+
+    def _host_batches(self, count: int) -> Iterator[torch.Tensor]:
+        """`count` seeded batches on the host."""
+        if self.case.loader_workers is None:
+            for number in range(count):
+                yield loading.synthetic_batch(
+                    _with_seed(self.case, self.case.seed + number), self.source.classes
+                )[0]
+            return
+        batches = loading.endless(self.loaders.test())
+        for _ in range(count):
+            yield next(batches)[0]
+
+
+def _with_seed(case: Case, seed: int) -> Case:
+    import msgspec
+
+    return msgspec.structs.replace(case, seed=seed)

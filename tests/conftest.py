@@ -1,0 +1,72 @@
+"""Fixtures: the command as a real process, a tiny case, a folder of real images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The smallest case that is still a ResNet: seconds, not minutes.
+TINY = ["--plan", "one", "--model", "resnet18", "--image-size", "32", "--max-seconds", "0.3"]
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of `--json`."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Bench = Callable[..., Done]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Run `bench` in an empty folder and wait for it."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of small JPEGs, in train/ and test/."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(1)
+    root = tmp_path / "images"
+    for part, count in (("train", 20), ("test", 6)):
+        for label in ("cat", "dog"):
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:03}.jpg")
+    return root
