@@ -243,6 +243,24 @@ def report_command(
     typer.echo(f"Report: {made.path}")
 
 
+@app.command("list")
+def list_command(
+    kind: Annotated[str | None, typer.Argument(help="devices, engines, precisions, …")] = None,
+) -> None:
+    """Print the plug-ins of a kind, or of all kinds, with a line about each."""
+    from bench import listing
+
+    typer.echo(listing.text(kind))
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Print what works here, what does not and why, and what makes numbers noisy."""
+    from bench import doctor
+
+    typer.echo(doctor.tell(doctor.examine()))
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 

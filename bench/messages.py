@@ -41,6 +41,15 @@ class Survey(Struct, frozen=True, kw_only=True):
     environment: Environment
 
 
+class Finding(Struct, frozen=True, kw_only=True):
+    """One line of `bench doctor`."""
+
+    group: str  # devices, engines, precisions or noise
+    name: str
+    works: bool
+    text: str  # product name, or why not and what to do
+
+
 class Checked(Struct, frozen=True, kw_only=True):
     """Why cases cannot run (None: they can) and whether their precision is only emulated."""
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import msgspec
 
 from bench import data, registry, workload
-from bench.devices import kind_of, open_device
+from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
 from bench.loading import die_with_parent
-from bench.messages import Checked, Survey
-from bench.precisions import PRECISIONS
+from bench.messages import Checked, Finding, Survey
+from bench.precisions import PRECISIONS, Precision
 from bench.schema import Case, DeviceFacts
 
 
 def main(connection: Connection, payload: bytes) -> None:
-    """Answer one question: `["survey", names or null]` or `["check", cases]`."""
+    """Answer one question of ANSWERS: `["survey", names or null]`, `["check", cases]`, …"""
     die_with_parent()
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)  # downloads print; standard output may be somebody's JSON
     question, argument = msgspec.json.decode(payload)
-    answer = (
-        survey(argument) if question == "survey" else check(msgspec.convert(argument, list[Case]))
-    )
+    answer = ANSWERS[question](argument)
     connection.send_bytes(msgspec.json.encode(answer))
     os._exit(0)
 
@@ -49,8 +49,9 @@ def survey(asked: list[str] | None) -> Survey:
     return Survey(devices=devices, absent=absent, environment=collect())
 
 
-def check(cases: list[Case]) -> Checked:
+def check(raw: Any) -> Checked:
     """Refusals of cases whose devices are here."""
+    cases = msgspec.convert(raw, list[Case])
     fetched = {name: _prepare(name) for name in {case.data for case in cases}}
     refusals, emulated = [], []
     for case in cases:
@@ -71,3 +72,50 @@ def _prepare(name: str) -> str | None:
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def diagnose(_: None) -> list[Finding]:
+    """Every device, engine and precision: works, or why not and what to do."""
+    found = [_device(kind) for kind in registry.names("devices")]
+    found += [f for engine in registry.names("engines") for f in _engine(engine)]
+    for facts in survey(None).devices:
+        device = open_device(facts.device)
+        found += [_precision(device, precision) for precision in PRECISIONS.values()]
+    noises = [
+        n for kind in registry.names("devices") for n in registry.load("devices", kind).noise()
+    ]
+    return found + [Finding(group="noise", name="", works=False, text=n) for n in noises]
+
+
+def _device(kind: str) -> Finding:
+    module = registry.load("devices", kind)
+    found = [open_device(name).facts() for name in module.found()]
+    if not found:
+        return Finding(group="devices", name=kind, works=False, text=module.why_none())
+    text = ", ".join(f"{f.device_name}{' (SIMULATED)' if f.simulated else ''}" for f in found)
+    return Finding(group="devices", name=kind, works=True, text=text)
+
+
+def _engine(engine: str) -> list[Finding]:
+    """One line a kind of precision the engine has a file for."""
+    found = []
+    for kind in sorted({p.kind for p in PRECISIONS.values()}):
+        if not registry.has("engines", f"{engine}.{kind}"):
+            continue
+        missing = workload.missing_modules(registry.load("engines", f"{engine}.{kind}"))
+        text = f"pip install {' '.join(missing)}" if missing else ""
+        name = f"{engine} {kind}"
+        found.append(Finding(group="engines", name=name, works=not missing, text=text))
+    return found
+
+
+def _precision(device: Device, precision: Precision) -> Finding:
+    """Tried for inference with the default engine."""
+    case = Case(device=device.name, precision=precision.name)
+    reason = workload.refusal(case, device)
+    text = reason or (f"(slowly: {e})" if (e := device.emulates(precision)) else "")
+    name = f"{precision.name} on {device.name}"
+    return Finding(group="precisions", name=name, works=reason is None, text=text)
+
+
+ANSWERS: dict[str, Callable[[Any], Any]] = {"survey": survey, "check": check, "diagnose": diagnose}

@@ -48,6 +48,11 @@ def realisation(case: Case) -> ModuleType | None:
     return registry.load("engines", name) if registry.has("engines", name) else None
 
 
+def missing_modules(module: ModuleType) -> list[str]:
+    """Packages a realisation imports that are not installed."""
+    return [name for name in module.MODULES if importlib.util.find_spec(name) is None]
+
+
 def refusal(case: Case, device: Device) -> str | None:
     """Why this case cannot run on this device, or None."""
     precision = PRECISIONS[case.precision]
@@ -56,7 +61,7 @@ def refusal(case: Case, device: Device) -> str | None:
     module = realisation(case)
     if module is None:
         return f"the engine {case.engine} has no {precision.kind}"
-    missing = [name for name in module.MODULES if importlib.util.find_spec(name) is None]
+    missing = missing_modules(module)
     if missing:
         return (
             f"{case.engine} {precision.kind} needs {', '.join(missing)}: pip install {missing[0]}"

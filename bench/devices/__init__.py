@@ -1,7 +1,8 @@
 """The only place that knows a device's API: one file a kind of device.
 
 A plug-in file holds `found()` (names of devices of its kind), `why_none()` (a
-sentence for a machine without one), `CLASS` (`cpu` or `gpu`: which batch sizes
+sentence for a machine without one), `noise()` (sentences about what disturbs
+measuring on it, for `bench doctor`), `CLASS` (`cpu` or `gpu`: which batch sizes
 of a plan it takes) and a class `Device` with the methods below.
 """
 

@@ -24,6 +24,11 @@ def why_none() -> str:
     return "every machine has a CPU"
 
 
+def noise() -> list[str]:
+    """The machine's own noise is told by bench.environment.noise."""
+    return []
+
+
 class Device:
     """The CPU: nothing is asynchronous, memory is the host's."""
 

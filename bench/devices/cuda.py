@@ -43,6 +43,28 @@ def why_none() -> str:
     return "torch finds no CUDA device; see CUDA_VISIBLE_DEVICES"
 
 
+def noise() -> list[str]:
+    """Other processes that compute on the GPUs here, by NVML."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    sentences = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+            name = pynvml.nvmlDeviceGetName(handle)
+        except pynvml.NVMLError:
+            continue
+        if others:
+            sentences.append(f"{others} processes compute on GPU {index} ({name}) already")
+    pynvml.nvmlShutdown()
+    return sentences
+
+
 def simulated() -> bool:
     """Whether the GPUs here are simulated: a simulator's marker, or no kernel driver."""
     nodes = DRIVER_NODES_ROCM if torch.version.hip else DRIVER_NODES

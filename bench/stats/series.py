@@ -34,17 +34,22 @@ class Interval(Struct, frozen=True):
 
 
 def steady(samples: Sequence[float], window: int = WINDOW) -> bool:
-    """Whether the last two windows of `samples` agree in level.
+    """Whether the last two windows of `samples` agree in level and spread.
 
-    They agree when their means differ by less than 2 %, or by less than twice
-    the standard error that their own spread gives. False with too few samples.
+    They agree when their means differ by less than 2 %. Where the noise is wider
+    than that they agree when their ranges overlap, their means differ by less
+    than twice the standard error of the difference, and the earlier one is not
+    four times as spread as the later (a decline is). False with too few samples.
     """
     if len(samples) < 2 * window:
         return False
     before, after = samples[-2 * window : -window], samples[-window:]
     gap = abs(statistics.fmean(after) - statistics.fmean(before))
-    error = math.sqrt((statistics.variance(before) + statistics.variance(after)) / window)
-    return gap <= max(LEVEL_TOLERANCE * statistics.fmean(after), 2 * min(error, 0.1 * gap + error))
+    if gap <= LEVEL_TOLERANCE * statistics.fmean(after):
+        return True
+    spreads = statistics.variance(before), statistics.variance(after)
+    overlap = min(before) < max(after) and min(after) < max(before)
+    return overlap and gap <= 2 * math.sqrt(sum(spreads) / window) and spreads[0] <= 16 * spreads[1]
 
 
 def interval(samples: Sequence[float], confidence: float = 0.95) -> Interval | None:

@@ -1,0 +1,144 @@
+"""The timing loop against a fake clock and a fake device: order and numbers are exact."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.measure import LEAST_SAMPLE_S, Live, Loop, steps_per_sample
+from bench.schema import BUDGETS, Budget
+
+BUDGET = msgspec.structs.replace(
+    BUDGETS["quick"], min_seconds=0.1, max_seconds=10.0, latency_seconds=5.0, latency_requests=50
+)
+
+
+class Rig:
+    """A clock that only moves when a device is waited for, and a device with a queue.
+
+    As on a GPU, a step returns at once; its time passes at the next synchronise.
+    """
+
+    def __init__(self, step_s: list[float]) -> None:
+        self.now, self.queue_s = 0.0, 0.0
+        self.events: list[str] = []
+        self.step_s, self.steps = step_s, 0
+        self.peak_reset_after: int | None = None
+
+    def synchronize(self) -> None:
+        self.events.append("synchronise")
+        self.now += self.queue_s
+        self.queue_s = 0.0
+
+    def reset_peak(self) -> None:
+        self.peak_reset_after = self.steps
+
+    def clock(self) -> float:
+        self.events.append("clock")
+        return self.now
+
+    def step(self) -> None:
+        self.events.append("step")
+        self.queue_s += self.step_s[min(self.steps, len(self.step_s) - 1)]
+        self.steps += 1
+
+    def loop(self, budget: Budget = BUDGET) -> Loop:
+        return Loop(self, budget, clock=self.clock)
+
+
+def test_a_sample_is_synchronise_start_steps_synchronise_stop() -> None:
+    """The order that makes a time true on an asynchronous device."""
+    rig = Rig([0.25])
+    seconds = rig.loop().timed(rig.step, 3)
+    expected = ["synchronise", "clock", "step", "step", "step", "synchronise", "clock"]
+    assert rig.events == expected
+    assert seconds == pytest.approx(0.75)
+
+
+def test_work_still_queued_before_a_sample_is_not_counted() -> None:
+    """Without the first synchronise the earlier work would be added to the sample."""
+    rig = Rig([0.25])
+    rig.step()
+    rig.step()
+    assert rig.loop().timed(rig.step) == pytest.approx(0.25)
+
+
+def test_warm_up_is_detected_kept_and_left_out() -> None:
+    """A slow start stays in the samples, marked; the mean knows only the steady ones."""
+    slow = [9.0, 0.5, 0.4, 0.3, 0.2]  # first step, calibration, three slow samples
+    rig = Rig([*slow, 0.1])
+    taken = rig.loop().throughput(rig.step)
+    assert taken.first_step_s == pytest.approx(9.0)
+    assert taken.samples_s[:3] == pytest.approx([0.4, 0.3, 0.2])
+    assert taken.warmup_samples == 3
+    mean, interval = taken.seconds_per_step()
+    assert mean == pytest.approx(0.1)
+    assert interval is not None
+    assert taken.settled
+
+
+def test_the_memory_peak_is_reset_after_the_first_step() -> None:
+    """Optimizer state exists only from step 2 on; set-up must not count."""
+    rig = Rig([0.1])
+    rig.loop().throughput(rig.step)
+    assert rig.peak_reset_after == 1
+
+
+def test_throughput_is_the_mean_stalls_included() -> None:
+    """One step in four waits for a loader; the median step would say 0.1 s."""
+    rig = Rig([0.4, 0.1, *[0.1, 0.1, 0.1, 0.7] * 200])
+    taken = rig.loop().throughput(rig.step, cycle=4)
+    assert taken.steps_per_sample == 4
+    mean, _ = taken.seconds_per_step()
+    assert mean == pytest.approx(0.25)
+
+
+def test_a_speed_that_never_settles_says_so() -> None:
+    """A drift is flagged, and the run still ends."""
+    rig = Rig([0.1 * 1.2**n for n in range(40)])
+    taken = rig.loop().throughput(rig.step)
+    assert not taken.settled
+
+
+def test_every_request_is_kept_and_the_first_stands_apart() -> None:
+    """Slow requests stay among the latency samples."""
+    rig = Rig([3.0, 0.1, 0.1, 2.0, 0.1])
+    first, taken = rig.loop().latency(rig.step)
+    assert first == pytest.approx(3.0)
+    assert taken[:3] == pytest.approx([0.1, 0.1, 2.0])
+    assert len(taken) <= BUDGET.latency_requests
+
+
+def test_slow_requests_end_at_twice_their_time() -> None:
+    """Eight requests are wanted, but never for longer than twice the budget."""
+    rig = Rig([4.0])
+    _, taken = rig.loop().latency(rig.step)
+    assert len(taken) == 3  # 4, 8, 12 s: the third passes 10 s
+
+
+def test_progress_is_told_between_samples_at_most_once_a_second() -> None:
+    """Telling happens outside the timed part."""
+    rig = Rig([0.1])
+    told: list[float] = []
+
+    def tell(_: Live) -> None:
+        told.append(rig.now)
+        rig.now += 5.0  # drawing takes long; no sample may contain it
+
+    strict = msgspec.structs.replace(BUDGET, min_seconds=9.0)
+    taken = Loop(rig, strict, tell, rig.clock).throughput(rig.step)
+    assert told
+    assert max(taken.samples_s) == pytest.approx(0.1)
+    assert min(b - a for a, b in itertools.pairwise(told)) >= 1.0
+
+
+@given(seconds=st.floats(1e-6, 100), cycle=st.integers(1, 16))
+def test_a_sample_is_long_enough_and_whole_cycles(seconds: float, cycle: int) -> None:
+    """Whatever a step takes."""
+    steps = steps_per_sample(seconds, cycle)
+    assert steps % cycle == 0
+    assert steps * seconds >= LEAST_SAMPLE_S * 0.999

@@ -1,0 +1,95 @@
+"""The statistics: intervals that cover, steadiness, stopping. Properties, not examples."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.schema import BUDGETS
+from bench.stats.series import interval, is_look, percentile, steady
+from bench.stats.stopping import enough
+
+samples = st.lists(st.floats(0.5, 2.0), min_size=8, max_size=200)
+
+
+def test_under_eight_samples_there_is_no_interval() -> None:
+    """Null, not a guess."""
+    assert interval([1.0] * 7) is None
+    assert interval([1.0] * 8) is not None
+
+
+@given(samples)
+def test_the_interval_holds_its_mean(values: list[float]) -> None:
+    """And is in order."""
+    found = interval(values)
+    assert found is not None
+    assert found.low <= found.mean <= found.high
+    assert found.mean == pytest.approx(np.mean(values))
+
+
+@given(samples, st.floats(0.1, 10))
+def test_the_interval_scales_with_the_unit(values: list[float], factor: float) -> None:
+    """Seconds or milliseconds: the same relative width."""
+    found, scaled = interval(values), interval([v * factor for v in values])
+    assert found is not None
+    assert scaled is not None
+    assert scaled.relative_half_width == pytest.approx(found.relative_half_width, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [8, 20, 100, 400])
+def test_the_interval_covers_the_true_mean(count: int) -> None:
+    """95 % of the intervals of 2,000 normal series hold the mean: between 93 and 97 %."""
+    random = np.random.default_rng(5)
+    hits = 0
+    for _ in range(2000):
+        found = interval(list(random.normal(1.0, 0.05, count)))
+        assert found is not None
+        hits += found.low <= 1.0 <= found.high
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_steady_means_that_two_windows_agree() -> None:
+    """A level shift is not steady, noise around a level is."""
+    assert steady([1.0, 1.01, 0.99, 1.0, 1.005, 0.995])
+    assert not steady([2.0, 2.0, 2.0, 1.0, 1.0, 1.0])
+    assert not steady([0.3, 0.2, 0.1, 0.12, 0.1, 0.1])  # still coming down
+    assert not steady([1.0, 1.0, 1.0, 1.0, 1.0])  # too few
+    assert steady([1.0, 1.5, 0.6, 1.4, 0.7, 1.1])  # wide, but around one level
+
+
+def test_looks_are_geometric() -> None:
+    """Not after every sample."""
+    looks = [n for n in range(1, 60) if is_look(n, 8)]
+    assert looks == [8, 10, 13, 17, 22, 28, 35, 44, 55]
+
+
+BUDGET = msgspec.structs.replace(BUDGETS["quick"], min_seconds=1.0, max_seconds=100.0)
+
+
+def test_stops_when_the_target_is_reached_twice_in_a_row() -> None:
+    """One narrow look is not enough."""
+    narrow, wide = [1.0, 1.001] * 4, [1.0, 2.0] * 4
+    assert enough(narrow, BUDGET) is None  # the first look has no look before it
+    assert enough([*narrow, 1.0, 1.001], BUDGET) == "target_reached"
+    assert enough([*wide, *narrow[:2]], BUDGET) is None
+
+
+def test_stops_when_time_is_up_but_tries_for_eight_samples() -> None:
+    """Slow steps get up to twice the time."""
+    assert enough([30.0] * 4, BUDGET) is None
+    assert enough([30.0] * 7, BUDGET) == "max_seconds"
+    assert enough([13.0, 20.0] * 4, BUDGET) == "max_seconds"
+
+
+def test_stops_at_the_most_samples() -> None:
+    """Whatever the interval says."""
+    few = msgspec.structs.replace(BUDGET, max_samples=10)
+    assert enough([1.0, 2.0] * 5, few) == "max_samples"
+
+
+def test_percentiles_are_numpys() -> None:
+    """Type 7."""
+    assert percentile([1, 2, 3, 4], 0.5) == pytest.approx(2.5)
