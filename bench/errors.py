@@ -35,6 +35,10 @@ class CannotStore(BenchError):
 
     exit_code = 4
 
+    def __init__(self, message: str, record: object = None) -> None:
+        super().__init__(message)
+        self.record = record  # what could not be written
+
 
 class Refused(Exception):
     """A case cannot run here. The message is the reason stored in its record."""

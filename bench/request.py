@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from bench import planning, processes, runner, store
-from bench.errors import WrongUse
+from bench import planning, processes, runner, store, words
+from bench.errors import CannotStore, WrongUse
 from bench.schema import BUDGETS, Budget, Record
 
 NUMBERS = ("batch_size", "image_size", "loader_workers", "threads", "seed", "epochs", "classes")
@@ -66,6 +66,11 @@ def execute(asked: Request) -> int:
     except KeyboardInterrupt:
         summary.tell(records, asked, interrupted=True)
         return 130
+    except CannotStore as error:
+        summary.tell(records, asked, interrupted=False)
+        if isinstance(error.record, Record):
+            print(f"Not saved: {words.result(error.record)}", file=sys.stderr)
+        raise
     summary.tell(records, asked, interrupted=False)
     return exit_code(records)
 

@@ -103,7 +103,8 @@ def append(folder: Path, record: Record, index: int) -> Path:
         raise CannotStore(
             f"The record of {record.case_id} could not be written to {folder} "
             f"({error.strerror or error}). Records written before are complete; "
-            "free some space and run the same command with --resume."
+            "free some space and run the same command with --resume.",
+            record,
         ) from error
     return path
 

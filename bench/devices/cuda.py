@@ -34,8 +34,8 @@ def why_none() -> str:
             f"this torch ({torch.__version__}) is a CPU-only build; "
             "install a CUDA build from https://pytorch.org/get-started/locally/"
         )
-    if not simulated() and not any(Path(n).exists() for n in (*DRIVER_NODES, *DRIVER_NODES_ROCM)):
-        return "no NVIDIA GPU or driver here (there is no /dev/nvidiactl)"
+    if not _marked_simulated() and not _driver_nodes():
+        return "no GPU and driver here (there is no kernel-driver node such as /dev/nvidiactl)"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
@@ -67,8 +67,17 @@ def noise() -> list[str]:
 
 def simulated() -> bool:
     """Whether the GPUs here are simulated: a simulator's marker, or no kernel driver."""
+    return _marked_simulated() or not _driver_nodes()
+
+
+def _marked_simulated() -> bool:
+    return "CUDA_SIM_PROFILE" in os.environ
+
+
+def _driver_nodes() -> list[str]:
+    """Kernel-driver nodes that are there, of the kind this torch was built for."""
     nodes = DRIVER_NODES_ROCM if torch.version.hip else DRIVER_NODES
-    return "CUDA_SIM_PROFILE" in os.environ or not any(Path(n).exists() for n in nodes)
+    return [node for node in nodes if Path(node).exists()]
 
 
 class Device:
