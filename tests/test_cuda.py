@@ -1,0 +1,128 @@
+"""The CUDA path, driven by torch's own CUDA front end on a simulated GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY, Bench, Done
+from tests.cuda_sim import build, cuda_sim
+
+pytestmark = pytest.mark.slow
+
+Simulated = Callable[..., Done]
+
+
+@pytest.fixture
+def simulated(bench: Bench) -> Simulated:
+    """`bench` on a simulated GPU; skips where the simulation cannot be built."""
+    try:
+        build.ensure()
+    except build.BuildError as error:
+        pytest.skip(f"no simulated CUDA here: {error}")
+
+    def run(*arguments: str, profile: str = "a100", **settings: Any) -> Done:
+        variables = cuda_sim.environment(profile, base={}, **settings)
+        return bench(*arguments, env=variables)
+
+    return run
+
+
+def by_precision(done: Done) -> dict[str, dict[str, Any]]:
+    return {r["precision"]: r for r in done.records}
+
+
+def test_the_command_most_users_will_type(simulated: Simulated, tmp_path: Path) -> None:
+    """`bench run --device cuda --amp` works as written; nothing of it passes for measured."""
+    done = simulated("run", "--device", "cuda", "--amp", "--max-seconds", "0.5", "--json")
+    assert done.code == 0, done.err
+    sizes = {(r["task"], r["batch_size"]) for r in done.records}
+    assert sizes == {(t, b) for t in ("infer", "train") for b in (1, 64, 256)}
+    for record in done.records:
+        assert record["status"] == "measured"
+        assert record["simulated"] is True
+        assert "simulated" in record["warnings"]
+        assert record["device"] == "cuda:0"
+        assert record["device_name"] == "NVIDIA A100-SXM4-80GB"
+        assert record["peak_device_memory_bytes"] > 0
+        assert "autocast=torch.float16" in record["settings"]
+    simulated("report")
+    page = (tmp_path / "reports" / "latest" / "index.html").read_text()
+    assert "SIMULATED, not a measurement" in page
+    assert not list((tmp_path / "reports" / "latest").glob("*.png"))  # no chart shows it
+
+
+def test_the_memory_of_a_training_step_is_the_devices(simulated: Simulated) -> None:
+    """ResNet-50, 224 px, batch 64, fp32: activations and optimizer take about 5.5 GB."""
+    arguments = ["--plan", "one", "--device", "cuda", "--task", "train", "--batch-size", "64"]
+    record = simulated("run", *arguments, "--max-seconds", "0.5", "--json").records[0]
+    assert 5.2e9 < record["peak_device_memory_bytes"] < 6.2e9
+
+
+def test_out_of_memory_on_the_gpu_is_a_result(simulated: Simulated) -> None:
+    """`oom` with the allocator's words; the smaller case after it is measured; exit 0."""
+    arguments = ["--plan", "one", "--device", "cuda", "--batch-size", "256,1"]
+    done = simulated("run", *arguments, "--max-seconds", "0.5", "--json", memory="1GiB")
+    assert [r["status"] for r in done.records] == ["oom", "measured"]
+    assert "out of memory" in done.records[0]["reason"]
+    assert done.code == 0
+
+
+def test_a_t4_refuses_tf32_and_bf16_with_the_way_out(simulated: Simulated) -> None:
+    """Refusals name what would work; int8 names another device."""
+    precisions = "fp32,tf32,amp,amp-bf16,int8"
+    arguments = [*TINY, "--device", "cuda", "--precision", precisions, "--json"]
+    found = by_precision(simulated("run", *arguments, profile="t4"))
+    assert {p: r["status"] for p, r in found.items()} == {
+        "fp32": "measured",
+        "tf32": "skipped",
+        "amp": "measured",
+        "amp-bf16": "skipped",
+        "int8": "skipped",
+    }
+    assert "use fp32 or amp" in found["tf32"]["reason"]
+    assert "use amp" in found["amp-bf16"]["reason"]
+
+
+def test_fp32_is_not_tf32(simulated: Simulated) -> None:
+    """What was forced is read back: TF32 off for fp32, on for tf32, in both libraries."""
+    arguments = [*TINY, "--device", "cuda", "--precision", "fp32,tf32", "--json"]
+    found = by_precision(simulated("run", *arguments))
+    for precision, expected in (("fp32", "ieee"), ("tf32", "tf32")):
+        settings = found[precision]["settings"]
+        assert f"cuda.matmul.fp32_precision={expected}" in settings
+        assert f"cudnn.conv.fp32_precision={expected}" in settings
+
+
+def test_a_gpu_this_torch_has_no_kernels_for(simulated: Simulated) -> None:
+    """A V100 under a CUDA 13 build is skipped with the reason, exit 3."""
+    done = simulated("run", *TINY, "--device", "cuda", "--json", profile="v100")
+    assert done.code == 3
+    assert "no kernels for compute capability 7.0" in done.records[0]["reason"]
+
+
+def test_of_two_models_of_gpu_each_is_measured_once(simulated: Simulated) -> None:
+    """By default one GPU of each product, and the CPU."""
+    done = simulated("run", *TINY, "--json", profile="mixed")
+    assert sorted(r["device"] for r in done.records) == ["cpu", "cuda:0", "cuda:1"]
+    assert len({r["device_name"] for r in done.records}) == 3
+
+
+def test_an_absent_gpu_is_a_skipped_record(bench: Bench) -> None:
+    """A planned case never vanishes: no GPU, one record, a reason, exit 3."""
+    done = bench("run", *TINY, "--device", "cuda", "--json", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.code == 3
+    assert [r["status"] for r in done.records] == ["skipped"]
+    assert done.records[0]["reason"]
+
+
+def test_a_sticky_error_fails_one_case_and_not_the_next(simulated: Simulated) -> None:
+    """After an illegal memory access the process is lost, the run is not."""
+    arguments = [*TINY, "--device", "cuda", "--task", "train", "--batch-size", "2,4", "--json"]
+    done = simulated("run", *arguments, fault="700@300")
+    assert done.code == 4
+    assert [r["status"] for r in done.records] == ["failed", "failed"]
+    assert "illegal memory access" in done.records[0]["reason"]
