@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from msgspec import Struct
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from bench.data import Images, Source
 from bench.errors import Refused
@@ -95,6 +95,15 @@ class Loaders(Struct, frozen=True):
     def _workers(self) -> int:
         return self.case.loader_workers or 0
 
+    def _order(self, images: Dataset[Any]) -> RandomSampler:
+        """Shuffled by a generator of its own.
+
+        The loader draws from its generator too, once an epoch or once for all
+        depending on its workers; sharing it would make the order depend on them.
+        """
+        generator = torch.Generator().manual_seed(self.case.seed)
+        return RandomSampler(images, generator=generator)  # type: ignore[arg-type]
+
     def _loader(self, images: Dataset[Any], *, shuffle: bool, drop: bool) -> DataLoader[Any]:
         count, batch = len(images), self.case.batch_size  # type: ignore[arg-type]
         if drop and count < batch:
@@ -104,7 +113,7 @@ class Loaders(Struct, frozen=True):
         return DataLoader(
             images,
             batch_size=batch,
-            shuffle=shuffle,
+            sampler=self._order(images) if shuffle else None,
             generator=torch.Generator().manual_seed(self.case.seed),
             num_workers=self._workers,
             collate_fn=collate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -13,10 +14,24 @@ def reset_peak_host_memory() -> None:
 
 
 def peak_host_memory_bytes() -> int | None:
-    """High-water marks of this process and its living children, added up."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    marks = [m for m in (_high_water(p.pid) for p in processes) if m is not None]
-    return sum(marks) or None
+    """High-water mark of this process, and what its living children hold beside it.
+
+    A forked loader shares most pages with its worker; those count once.
+    """
+    own = _high_water(os.getpid())
+    if own is None:
+        return None
+    children = psutil.Process().children(recursive=True)
+    return own + sum(_private_high_water(child) for child in children)
+
+
+def _private_high_water(process: psutil.Process) -> int:
+    """A process's high-water mark less the pages it shares now."""
+    try:
+        memory = process.memory_full_info()
+    except psutil.Error:
+        return 0  # it has ended, and holds nothing
+    return max(0, (_high_water(process.pid) or memory.rss) - (memory.rss - memory.uss))
 
 
 def _high_water(pid: int) -> int | None:

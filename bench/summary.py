@@ -72,14 +72,17 @@ def table(records: list[Record], out: IO[str]) -> None:
 
 def explain(records: list[Record], out: IO[str]) -> None:
     """Reasons of what was not measured, then each warning once with the cases it touches."""
+    reasons: dict[str, list[str]] = {}
     for r in records:
         if r.status != "measured":
-            print(f"{r.case_id}: {r.status}, {r.reason}", file=out)
+            reasons.setdefault(f"{r.status}: {r.reason}", []).append(r.case_id)
+    for reason, touched in reasons.items():
+        print(f"{reason} ({_few(touched)})", file=out)
     for code, text in WARNINGS.items():
         touched = [r.case_id for r in records if code in r.warnings]
         if touched:
-            print(f"* {text} ({len(touched)} of {len(records)} cases: {_few(touched)})", file=out)
+            print(f"* {text} ({len(touched)} of {len(records)} cases)", file=out)
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
