@@ -35,7 +35,8 @@ def newest(frame: pd.DataFrame) -> pd.DataFrame:
         measured = last[last["status"] == "measured"]
         row["rounds"] = len(measured)
         if len(last) > 1 and len(measured) == len(last):
-            row.update(_between(measured["throughput_images_per_s"]))
+            for name, value in _between(measured["throughput_images_per_s"]).items():
+                row[name] = value
         rows.append(row)
     return pd.DataFrame(rows, columns=[*frame.columns, "rounds"]).reset_index(drop=True)
 
@@ -66,14 +67,24 @@ def select(frame: pd.DataFrame, selector: str) -> pd.DataFrame:
     return frame
 
 
+class Ratio(Struct, frozen=True):
+    """A throughput over another case's, with the relative half-width both intervals give.
+
+    The half-width (root of the sum of squares) knows nothing of the difference
+    between processes unless both sides had several rounds.
+    """
+
+    other_id: str
+    value: float
+    relative_half_width: float | None
+
+
 class Speedup(Struct, frozen=True):
     """One measured case against its baseline and against the best fp32 of its machine."""
 
     row: Row
-    baseline_id: str | None
-    against_baseline: float | None
-    best_fp32_id: str | None
-    against_best_fp32: float | None
+    baseline: Ratio | None
+    best_fp32: Ratio | None
 
 
 DEFAULT_BASELINE = "engine=eager,precision=fp32,memory_format=channels_last"
@@ -96,19 +107,31 @@ def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
 
 def _speedup(row: Row, measured: pd.DataFrame, chosen: pd.DataFrame, free: list[str]) -> Speedup:
     same = _alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
-    work = ["task", "model", "image_size", "data", "batch_size", "device"]
+    work = ["task", "model", "image_size", "data", "batch_size", "device", "recipe", "epochs"]
     rivals = _alike(measured, row, [*work, "machine_fingerprint"])
-    rivals = rivals[rivals["precision"] == "fp32"]
-    base = None if same.empty else same.iloc[-1]
-    best = None if rivals.empty else rivals.sort_values("throughput_images_per_s").iloc[-1]
-    own = row["throughput_images_per_s"]
-    return Speedup(
-        row,
-        None if base is None else str(base["case_id"]),
-        None if base is None else own / base["throughput_images_per_s"],
-        None if best is None else str(best["case_id"]),
-        None if best is None else own / best["throughput_images_per_s"],
-    )
+    rivals = rivals[rivals["precision"] == "fp32"].sort_values("throughput_images_per_s")
+    return Speedup(row, _ratio(row, same), _ratio(row, rivals))
+
+
+def _ratio(row: Row, others: pd.DataFrame) -> Ratio | None:
+    """`row` over the last of `others`; None if there is none."""
+    if others.empty:
+        return None
+    other: Row = others.to_dict("records")[-1]
+    value = row["throughput_images_per_s"] / other["throughput_images_per_s"]
+    widths = [_relative_half_width(r) for r in (row, other)]
+    if other["case_id"] == row["case_id"]:
+        return Ratio(str(other["case_id"]), 1.0, 0.0)
+    known = [w for w in widths if w is not None]
+    half = math.hypot(*known) if len(known) == len(widths) else None
+    return Ratio(str(other["case_id"]), float(value), half)
+
+
+def _relative_half_width(row: Row) -> float | None:
+    low, high = row["throughput_ci_low"], row["throughput_ci_high"]
+    if pd.isna(low) or pd.isna(high):
+        return None
+    return float((high - low) / 2 / row["throughput_images_per_s"])
 
 
 def _alike(frame: pd.DataFrame, row: Row, fields: list[str]) -> pd.DataFrame:

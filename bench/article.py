@@ -34,11 +34,19 @@ class Timed(Struct, frozen=True):
     projected: bool
 
     @property
+    def where(self) -> str:
+        """The device, with the threads a CPU used."""
+        name, threads = str(self.row["device_name"]), self.row["threads_used"]
+        if self.row["device_class"] != "cpu" or words.missing(threads):
+            return name
+        return f"{name} ({int(threads)} thread{'' if threads == 1 else 's'})"
+
+    @property
     def label(self) -> str:
         """Device, variant, and how the number came about."""
         how = "projected" if self.projected else "trained"
         kind = "synthetic images" if self.row["data"] == "synthetic" else "real images"
-        return f"{self.row['device_name']}, {self.variant}, {kind}, {how}"
+        return f"{self.where}, {self.variant}, {kind}, {how}"
 
 
 def timed(rows: pd.DataFrame) -> list[Timed]:
@@ -79,7 +87,7 @@ def headline(rows: pd.DataFrame) -> str:
     gpu, cpu = (_best(found, kind) for kind in ("gpu", "cpu"))
     claimed = {c["is_cpu"]: float(c["seconds"]) for c in article_claims()}
     published = (
-        f"The article published {claimed['false']:.0f} s for an A100 and {claimed['true']:.0f} s "
+        f"The article published {claimed['false']:,.0f} s for an A100 and {claimed['true']:,.0f} s "
         "for a CPU it does not name, about 30 times."
     )
     if gpu is None and cpu is None:
@@ -112,4 +120,4 @@ def _said(t: Timed) -> str:
         text += f" ± {(t.high - t.low) / 2:,.0f} s"
     how = "projected" if t.projected else "trained in full"
     data = " on synthetic images" if t.row["data"] == "synthetic" else ""
-    return f"{text} ({how}{data}) on {t.row['device_name']}"
+    return f"{text} ({how}{data}) on {t.where}"

@@ -36,6 +36,12 @@ class Quiet:
         """Leave the terminal clean."""
 
 
+def announce(text: str) -> None:
+    """Tell a person at a terminal what the wait is for."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
 class Line(Quiet):
     """Case, live images/s with its interval, and time left, on standard error.
 
@@ -52,6 +58,7 @@ class Line(Quiet):
         self.first: int | None = None  # a resumed run does not begin at 0
 
     def __enter__(self) -> Self:
+        self.begun = time.monotonic()
         if sys.stderr.isatty():
             self._open_bar()
         return self
@@ -105,11 +112,12 @@ class Line(Quiet):
         )
 
     def _left(self) -> str:
-        done = self.number - (self.first or 0)
-        if not done:
-            return ""
-        seconds = (time.monotonic() - self.begun) / done * (self.total - self.number)
-        return f", all ≈ {words.duration(seconds)}"
+        """Time for all cases that are left: as the finished ones took, or as the budget allows."""
+        done, left = self.number - (self.first or 0), self.total - self.number
+        if done:
+            return f", all ≈ {words.duration((time.monotonic() - self.begun) / done * left)}"
+        most = self.budget.max_seconds + self.budget.latency_seconds
+        return f", all ≲ {words.duration(most * left)}"
 
     def finished(self, record: Record) -> None:
         """A line that stays."""

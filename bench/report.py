@@ -33,6 +33,7 @@ class Chart(Struct, frozen=True):
     """A drawn chart, or the fact that there is nothing to draw."""
 
     name: str
+    place: int
     title: str
     png: bytes | None
 
@@ -61,7 +62,7 @@ def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     rows = analysis.newest(found.frame)
     simulated = rows["simulated"].astype(bool)
     real = rows[~simulated].reset_index(drop=True)
-    charts = [draw(name, real) for name in registry.names("charts")]
+    charts = sorted((draw(n, real) for n in registry.names("charts")), key=lambda c: c.place)
     headline = article.headline(real)
     page = _page(rows, real, charts, headline, baseline, found.passed_over)
     _write(out, page, charts)
@@ -73,10 +74,10 @@ def draw(name: str, rows: pd.DataFrame) -> Chart:
     module = registry.load("charts", name)
     figure = None if rows.empty else module.draw(rows)
     if figure is None:
-        return Chart(name, module.TITLE, None)
+        return Chart(name, module.PLACE, module.TITLE, None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Chart(name, module.TITLE, buffer.getvalue())
+    return Chart(name, module.PLACE, module.TITLE, buffer.getvalue())
 
 
 def _page(

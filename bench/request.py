@@ -41,8 +41,9 @@ def execute(asked: Request) -> int:
         store.make_writable(asked.results)
     processes.start_server()
     from bench import summary
-    from bench.progress import Line, Quiet
+    from bench.progress import Line, Quiet, announce
 
+    announce("Loading torch and looking at the machine …")
     ready = runner.prepare(plan, full=asked.full)
     if asked.full and not any(c.full for c in ready.cases):
         raise WrongUse("--full trains whole epochs; name them with --epochs N or --plan article.")

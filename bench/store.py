@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-TEMPORARY = ".partial-"  # pandas, DuckDB and Polars all pass over such names
+TEMPORARY = ".partial-"  # without .parquet at its end, so that no reader takes it for a record
 
 
 class Found(msgspec.Struct):
@@ -88,7 +88,7 @@ def append(folder: Path, record: Record, index: int) -> Path:
     import pyarrow.parquet as pq
 
     path = folder / f"{record.run_id}-{index:04d}.parquet"
-    partial = folder / f"{TEMPORARY}{path.name}"
+    partial = folder / f"{TEMPORARY}{path.stem}"
     table = pa.Table.from_pylist([row(record)], schema=arrow_schema())
     try:
         with partial.open("wb") as file:
@@ -131,8 +131,6 @@ def read(folder: Path, only: list[str] | None = None) -> Found:
         schema = pa.schema([schema.field(name) for name in only])
     tables, passed_over = [], []
     for path in sorted(folder.rglob("*.parquet")):
-        if path.name.startswith("."):
-            continue
         try:
             tables.append(_conform(path, schema))
         except _Unusable as reason:

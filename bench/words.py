@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from bench.schema import Record
 
@@ -29,6 +30,30 @@ def half_width(value: float | None, low: float | None, high: float | None) -> st
     return f"± {100 * (high - low) / 2 / value:.1f} %"
 
 
+class Quotient(Protocol):
+    """A ratio with its relative half-width."""
+
+    @property
+    def value(self) -> float:
+        """The ratio."""
+        ...
+
+    @property
+    def relative_half_width(self) -> float | None:
+        """None if it is not known, 0 for a case against itself."""
+        ...
+
+
+def ratio(found: Quotient | None) -> str:
+    """2.10 ± 0.05; 1 for a case against itself."""
+    if found is None:
+        return DASH
+    if found.relative_half_width == 0:
+        return "1"
+    width = found.relative_half_width
+    return f"{found.value:.2f}" + ("" if width is None else f" ± {found.value * width:.2f}")
+
+
 def mebibytes(value: float | None) -> str:
     """Memory in MiB."""
     return DASH if value is None or missing(value) else f"{value / 2**20:,.0f} MiB"
@@ -39,6 +64,8 @@ def duration(seconds: float | None) -> str:
     if seconds is None or missing(seconds):
         return DASH
     whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:

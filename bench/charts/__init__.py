@@ -1,7 +1,8 @@
 """Pictures of records: one file a chart.
 
-A chart file holds `TITLE` and `draw(rows)`, which returns a matplotlib figure or
-None when there is nothing to draw. `rows` has one row a series and no simulated ones.
+A chart file holds `PLACE` (its order on the page), `TITLE` and `draw(rows)`, which
+returns a matplotlib figure, or None when there is nothing to draw. `rows` has one
+row a series and no simulated ones.
 """
 
 from __future__ import annotations

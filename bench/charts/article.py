@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+PLACE = 0
 TITLE = "The article's job: 10 epochs of ResNet-50 on CIFAR-10"
 
 

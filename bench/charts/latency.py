@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+PLACE = 20
 TITLE = "Latency percentiles"
 PERCENTILES = ("p50", "p90", "p95", "p99")
 
@@ -28,5 +29,5 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_xlabel("milliseconds a request (a request is one batch)")
-    axis.legend(fontsize=8, frameon=False, ncols=4, loc="lower right")
+    axis.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return made

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+PLACE = 10
 TITLE = "Throughput against batch size"
 LINE = ["model", "device_name", "engine", "precision", "memory_format", "image_size", "data"]
 

@@ -1,0 +1,171 @@
+"""The report: what it says, what it never says, and that it needs nothing from outside."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import analysis, store
+from bench.errors import NothingToReport, WrongUse
+from bench.report import make
+from bench.schema import Case
+from tests.conftest import Bench
+from tests.records import record, write
+
+JOB = {
+    "task": "train",
+    "batch_size": 64,
+    "image_size": 32,
+    "classes": 10,
+    "loader_workers": 0,
+    "recipe": "adam",
+    "epochs": 10,
+    "memory_format": "contiguous",
+    "data": "folder:cifar",
+}
+PROJECTED = {"projected_s": 3000.0, "projected_ci_low_s": 2900.0, "projected_ci_high_s": 3100.0}
+ON_GPU = {"projected_s": 75.0, "projected_ci_low_s": 74.0, "projected_ci_high_s": 76.0}
+
+
+def page(tmp_path: Path, *records: object) -> str:
+    write(tmp_path / "data", *records)  # type: ignore[arg-type]
+    return make(tmp_path / "data", tmp_path / "out").path.read_text()
+
+
+def test_the_page_is_self_contained_and_escapes(tmp_path: Path) -> None:
+    """No reference to another file or host; text from records is text."""
+    evil = record(status="failed", reason="<script>alert(1)</script>", log="</pre><b>")
+    html = page(tmp_path, record(Case(batch_size=8)), evil)
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "</pre><b>" not in html
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+
+
+def test_one_device_names_the_command_for_the_other(tmp_path: Path) -> None:
+    """The headline is labelled projected and keeps the published figures apart."""
+    write(tmp_path / "data", record(Case(**JOB), measurement=PROJECTED))
+    made = make(tmp_path / "data", tmp_path / "out")
+    assert "3,000 s ± 100 s (projected) on Test CPU" in made.headline
+    assert "The article published 72 s for an A100 and 2,200 s" in made.headline
+    assert "bench run --plan article --device cuda" in made.headline
+    assert (tmp_path / "out" / "article.png").is_file()
+
+
+def test_two_devices_give_the_ratio(tmp_path: Path) -> None:
+    """Measured against measured, never against published."""
+    gpu = Case(**JOB, device="cuda:0")
+    write(
+        tmp_path / "data",
+        record(Case(**JOB), measurement=PROJECTED),
+        record(gpu, measurement=ON_GPU),
+    )
+    headline = make(tmp_path / "data", tmp_path / "out").headline
+    assert "40.0 times" in headline
+
+
+def test_a_simulated_gpu_is_in_no_headline_and_no_chart(tmp_path: Path) -> None:
+    """It is listed, marked, and nothing else."""
+    gpu = Case(**JOB, device="cuda:0")
+    simulated = record(gpu, measurement=ON_GPU, simulated=True)
+    html = page(tmp_path, record(Case(**JOB), measurement=PROJECTED), simulated)
+    headline = html.split('class="headline">')[1].split("</p>")[0]
+    assert "75 s" not in headline
+    assert "SIMULATED, not a measurement" in html
+    speedups = html.split("<h2>Speed-up</h2>")[1].split("<h2>")[0]
+    assert "cuda" not in speedups
+
+
+def test_every_status_has_its_row_and_reason(tmp_path: Path) -> None:
+    """A planned case never vanishes from the report."""
+    statuses = ["measured", "skipped", "oom", "failed", "timeout"]
+    made = [record(Case(batch_size=n), status=s) for n, s in enumerate(statuses, 1)]
+    html = page(tmp_path, *made)
+    table = html.split("<h2>Every case</h2>")[1].split("</table>")[0]
+    for number, status in enumerate(statuses, 1):
+        assert f"/b{number}/" in table
+        assert f'class="{status}"' in table
+
+
+def test_the_newest_run_of_a_case_is_shown(tmp_path: Path) -> None:
+    """Also when the newest failed: an old good number must not hide it."""
+    old = record(rate=50.0, number=1)
+    new = record(status="failed", number=2, run_id="20260102T000000Z-bbbbbb")
+    rows = analysis.newest(store.read(write(tmp_path, old, new)).frame)
+    assert list(rows["status"]) == ["failed"]
+
+
+def test_rounds_become_one_row_with_the_spread_between_processes(tmp_path: Path) -> None:
+    """Three rounds: mean and a t interval over processes; two: no interval."""
+    three = [record(rate=r, round=n, number=n) for n, r in enumerate((99.0, 100.0, 101.0), 1)]
+    row = analysis.newest(store.read(write(tmp_path / "a", *three)).frame).iloc[0]
+    assert row["throughput_images_per_s"] == pytest.approx(100)
+    assert row["throughput_ci_high"] == pytest.approx(100 + 4.3027 / 3**0.5, abs=1e-3)
+    two = analysis.newest(store.read(write(tmp_path / "b", *three[:2])).frame).iloc[0]
+    assert two["throughput_ci_low"] != two["throughput_ci_low"]  # NaN
+
+
+def test_speedups_name_their_baseline_and_the_best_fp32(tmp_path: Path) -> None:
+    """INT8 against the same engine's fp32, and against the best fp32 of the machine."""
+    slow = record(Case(memory_format="contiguous"), 8.0)
+    best = record(Case(), 10.0, number=1)
+    int8 = record(Case(precision="int8"), 20.0, number=2)
+    rows = analysis.newest(store.read(write(tmp_path, slow, best, int8)).frame)
+    found = {s.row["precision"] + s.row["memory_format"]: s for s in analysis.speedups(rows, None)}
+    int8_found = found["int8channels_last"]
+    assert int8_found.baseline is not None
+    assert int8_found.baseline.value == pytest.approx(2.0)
+    other = analysis.speedups(rows, "precision=fp32,memory_format=contiguous")
+    assert [s.baseline.value for s in other if s.baseline] == pytest.approx([1.0, 1.25, 2.5])
+    assert all(s.best_fp32 and s.best_fp32.other_id == Case().case_id for s in other)
+
+
+def test_wrong_baselines_are_sentences(tmp_path: Path) -> None:
+    """Unknown field, wrong form, nothing matching."""
+    write(tmp_path / "data", record())
+    for selector in ("speed=fast", "fp32", "precision=tf32"):
+        with pytest.raises(WrongUse):
+            make(tmp_path / "data", tmp_path / "out", selector)
+
+
+def test_nothing_to_report_is_exit_3(bench: Bench, tmp_path: Path) -> None:
+    """No folder, or no record in it."""
+    assert bench("report").code == 3
+    (tmp_path / "reports" / "data").mkdir(parents=True)
+    done = bench("report")
+    assert done.code == 3
+    assert "bench run" in done.err
+    with pytest.raises(NothingToReport):
+        make(tmp_path / "none", tmp_path / "out")
+
+
+def test_the_command_of_a_row_measures_the_same_case(bench: Bench, tmp_path: Path) -> None:
+    """What the report prints under `Run it again` plans exactly that case."""
+    case = Case(**{**JOB, "data": "synthetic", "threads": 1})
+    rows = analysis.newest(store.read(write(tmp_path / "x", record(case))).frame)
+    command = analysis.command(rows.to_dict("records")[0])
+    done = bench(*command.split()[1:], "--dry-run")
+    assert done.out.split()[0] == case.case_id
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_opens_it_without_a_console_message(tmp_path: Path) -> None:
+    """Headless Chromium, no network: the page renders and the console stays empty."""
+    page(tmp_path, record(Case(**JOB), measurement=PROJECTED), record(Case(batch_size=8)))
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        f"--screenshot={tmp_path / 'shot.png'}", f"file://{tmp_path / 'out' / 'index.html'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (tmp_path / "shot.png").stat().st_size > 10_000
+    assert ":CONSOLE" not in done.stderr
