@@ -2,6 +2,7 @@
 
 BenchError            a sentence for the person at the keyboard
 ├── WrongUse          the command line, a plan or a path cannot be used   (exit 2)
+├── NothingWorks      torch itself cannot be used                         (exit 3)
 ├── NothingToReport   the results folder holds no usable record           (exit 3)
 └── CannotStore       a record could not be written, e.g. a full disk     (exit 4)
 Refused               a case cannot run here; becomes a `skipped` record
@@ -22,6 +23,12 @@ class WrongUse(BenchError):
     """The command line, a plan or a path cannot be used."""
 
     exit_code = 2
+
+
+class NothingWorks(BenchError):
+    """torch itself cannot be used, so nothing can be measured."""
+
+    exit_code = 3
 
 
 class NothingToReport(BenchError):

@@ -20,16 +20,34 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-PRELOAD = ["torch", "torchvision", "bench.worker", "bench.preflight", "bench.engines.eager.float",
-           "bench.devices.cpu"]  # fmt: skip
+from bench.errors import NothingWorks
+
+# What the server imports before it forks: torch, and all of ours that a worker always needs.
+PRELOAD = [
+    "torch",
+    "torchvision",
+    "bench.processes",
+    "bench.worker",
+    "bench.preflight",
+    "bench.devices.cpu",
+    "bench.engines.eager.float",
+    "bench.engines.eager.int8",
+]
+
+
+CRASHED = b"!"  # opens a child's last words; no JSON begins so
 
 
 class Gone(Exception):
-    """A child ended without an answer. `code` is its exit code, negative for a signal."""
+    """A child ended without an answer.
 
-    def __init__(self, code: int | None) -> None:
+    `code` is its exit code, negative for a signal; `words` its last ones, if any.
+    """
+
+    def __init__(self, code: int | None, words: str = "") -> None:
         super().__init__(code)
         self.code = code
+        self.words = words
 
 
 class Late(Exception):
@@ -46,7 +64,12 @@ def start_server() -> None:
 def _child(module: str, connection: Connection, payload: bytes) -> None:
     """What every child runs first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    importlib.import_module(module).main(connection, payload)
+    try:
+        importlib.import_module(module).main(connection, payload)
+    except Exception as error:  # told to the parent, which says it in a sentence
+        lines = str(error).strip().splitlines() or [""]
+        connection.send_bytes(CRASHED + f"{type(error).__name__}: {lines[0]}".encode())
+        os._exit(1)
 
 
 class Child:
@@ -76,11 +99,13 @@ class Child:
                 if not self.connection.poll(max(0.0, deadline - time.monotonic())):
                     raise Late
                 try:
-                    last = on_message(self.connection.recv_bytes())
+                    message = self.connection.recv_bytes()
                 except (EOFError, ConnectionError) as error:
                     self.process.join(5)
                     raise Gone(self.process.exitcode) from error
-                if last:
+                if message.startswith(CRASHED):
+                    raise Gone(1, message[len(CRASHED) :].decode())
+                if on_message(message):
                     self.process.join(5)
                     return
                 with contextlib.suppress(OSError):
@@ -111,12 +136,18 @@ def _no_main() -> Any:
 
 
 def ask(module: str, payload: bytes, timeout_s: float = 120.0) -> bytes:
-    """One question to a child that answers once and exits."""
+    """One question to a child that answers once and exits. Raises NothingWorks if it cannot."""
     found: list[bytes] = []
 
     def keep(message: bytes) -> bool:
         found.append(message)
         return True
 
-    Child(module, payload).answers(timeout_s, keep)
+    try:
+        Child(module, payload).answers(timeout_s, keep)
+    except Gone as gone:
+        why = gone.words or f"exit code {gone.code}"
+        raise NothingWorks(f"torch or torchvision cannot be used here ({why}).") from gone
+    except Late as late:
+        raise NothingWorks(f"Looking at the devices took more than {timeout_s:g} s.") from late
     return found[0]

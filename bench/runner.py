@@ -178,6 +178,8 @@ class Runner(Struct, frozen=True):
                 reason=f"killed after {budget.timeout_s:g} s; allow more with --timeout SECONDS",
             )
         except processes.Gone as gone:
+            if gone.words:
+                return Outcome(status="failed", reason=gone.words)
             return _died(gone.code, kills)
         return outcomes[0]
 

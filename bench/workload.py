@@ -56,8 +56,8 @@ def missing_modules(module: ModuleType) -> list[str]:
 def refusal(case: Case, device: Device) -> str | None:
     """Why this case cannot run on this device, or None."""
     precision = PRECISIONS[case.precision]
-    if reason := device.refuses(precision):
-        return reason
+    if refused := device.refuses(precision):
+        return refused
     module = realisation(case)
     if module is None:
         return f"the engine {case.engine} has no {precision.kind}"
@@ -66,14 +66,15 @@ def refusal(case: Case, device: Device) -> str | None:
         return (
             f"{case.engine} {precision.kind} needs {', '.join(missing)}: pip install {missing[0]}"
         )
+    if reason := module.refuses(case, device):
+        return str(reason)
     single = case.task == "train" and case.batch_size == 1
     if single and models.last_side(case.model, case.image_size) == 1:
         return (
             f"BatchNorm cannot train on one image of {case.image_size} px (one value per channel); "
             "use --batch-size 2 or more"
         )
-    reason = module.refuses(case, device)
-    return None if reason is None else str(reason)
+    return None
 
 
 def compose(case: Case) -> Work:

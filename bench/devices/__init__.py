@@ -115,3 +115,13 @@ def float32_settings(backend: str) -> list[str]:
         for part in ("conv", "matmul")
         if hasattr(library, part)
     ]
+
+
+class Delegate:
+    """A device that is another one but for what a subclass changes."""
+
+    def __init__(self, inner: Device) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)

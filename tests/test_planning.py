@@ -1,0 +1,127 @@
+"""Plans: product, flags, fixed grids, classes of devices. No torch, no process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import planning
+from bench.schedules import Grid
+from bench.schema import BUDGETS, Case, DeviceFacts
+
+CPU = DeviceFacts(device="cpu", kind="cpu", device_class="cpu", device_name="C")
+GPU = DeviceFacts(device="cuda:0", kind="cuda", device_class="gpu", device_name="G")
+
+
+def cases(plan: planning.Plan, *devices: DeviceFacts, absent: tuple[str, ...] = ()) -> list[Case]:
+    return [p.case for p in planning.expand(plan, list(devices), list(absent), full=False)]
+
+
+def test_quick_takes_batch_sizes_by_class_of_device() -> None:
+    """CPU 1 and 8; GPU 1, 64 and 256; and the article's job on both."""
+    found = cases(planning.load("quick"), CPU, GPU)
+    sizes = {d: {c.batch_size for c in found if c.device == d and c.epochs is None} for d in
+             ("cpu", "cuda:0")}  # fmt: skip
+    assert sizes == {"cpu": {1, 8}, "cuda:0": {1, 64, 256}}
+    article = [c for c in found if c.epochs]
+    assert [c.device for c in article] == ["cpu", "cuda:0"]
+    assert {(c.recipe, c.batch_size, c.memory_format, c.data) for c in article} == {
+        ("adam", 64, "contiguous", "synthetic")
+    }
+    assert all(c.memory_format == "channels_last" for c in found if c.epochs is None)
+
+
+def test_flags_replace_axes_and_drop_a_contradicted_fixed_grid() -> None:
+    """`--precision fp32,amp,int8 --batch-size 1,8 --task infer` is exactly six cases."""
+    flags = {"precision": ["fp32", "amp", "int8"], "batch_size": [1, 8], "task": ["infer"]}
+    found = cases(planning.override(planning.load("quick"), flags), CPU)
+    assert len(found) == 6
+    assert len({c.case_id for c in found}) == 6
+    kept = cases(planning.override(planning.load("quick"), {"task": ["train"]}), CPU)
+    assert any(c.epochs for c in kept)
+
+
+def test_a_named_precision_is_measured_even_if_emulated() -> None:
+    """Only the plan's own choice is skipped on a CPU without bf16 units."""
+    plan = planning.load("quick")
+    planned = planning.expand(plan, [CPU], [], full=False)
+    assert {p.case.precision for p in planned if p.skip_emulated} == {"amp"}
+    named = planning.override(plan, {"precision": ["amp"]})
+    assert not any(p.skip_emulated for p in planning.expand(named, [CPU], [], full=False))
+
+
+def test_an_absent_device_keeps_its_cases() -> None:
+    """They become skipped records, not nothing."""
+    plan = planning.override(planning.load("quick"), {"device": ["cuda"]})
+    found = cases(plan, absent=("cuda",))
+    assert {c.device for c in found} == {"cuda"}
+    assert {c.batch_size for c in found} >= {1, 64, 256}
+
+
+def test_real_images_come_through_a_loader() -> None:
+    """Without a word about workers there are two; synthetic images need none."""
+    plan = planning.override(planning.load("one"), {"data": ["cifar10", "synthetic"]})
+    assert {c.data: c.loader_workers for c in cases(plan, CPU)} == {"cifar10": 2, "synthetic": None}
+
+
+def test_the_article_as_printed_and_tuned() -> None:
+    """Same seed and job; what differs is the layout, the fused optimizer and the workers."""
+    printed, tuned = cases(planning.load("article"), CPU)
+    different = {f for f in Case.__struct_fields__ if getattr(printed, f) != getattr(tuned, f)}
+    assert different == {"memory_format", "recipe", "loader_workers"}
+
+
+def test_the_hash_names_the_work() -> None:
+    """Same cases, budget and rounds: same hash; a change of any: another."""
+    some, quick = [Case(), Case(batch_size=2)], BUDGETS["quick"]
+    first = planning.plan_hash(some, quick, 1)
+    assert planning.plan_hash(list(some), quick, 1) == first
+    others = [(some[:1], quick, 1), (some, BUDGETS["strict"], 1), (some, quick, 2)]
+    assert first not in {planning.plan_hash(*o) for o in others}
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.data())
+def test_a_grid_runs_every_case_once_a_round_interleaved(
+    count: int, repeats: int, data: st.DataObject
+) -> None:
+    """From any interruption on, exactly the rest is left, in order 1 2 3 1 2 3."""
+    grid = Grid([Case(batch_size=n) for n in range(1, count + 1)], repeats)
+    whole = grid.trials()
+    assert [t.case.batch_size for t in whole] == list(range(1, count + 1)) * repeats
+    done = data.draw(st.sets(st.sampled_from([t.key for t in whole])))
+    left = []
+    while (trial := grid.next(done)) is not None:
+        left.append(trial)
+        done.add(trial.key)
+    assert len(done) == count * repeats
+    assert [t.round for t in left] == sorted(t.round for t in left)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[cases]]\nbatch_size = [0]", "at least 1, not 0"),
+        ("[[cases]]\nbatch_size = { tpu = [1] }", "unknown key 'tpu'"),
+        ("[[cases]]\nbatch_size = []", "at least one value"),
+        ("[[cases]]\nprecision = ['fp33']", "did you mean 'fp32'"),
+        ("[[cases]]\nbatch_size = [true]", "whole number"),
+        ("[[cases]]\ncudnn_benchmark = ['yes']", "true or false"),
+        ("budget = 'fast'\n[[cases]]", "budget 'fast'"),
+        ("[budget_overrides]\nspeed = 1\n[[cases]]", "unknown key 'speed'"),
+        ("[budget_overrides]\nmax_seconds = 'long'\n[[cases]]", "budget_overrides"),
+        ("budget = 'quick'", "at least one [[cases]]"),
+        ("repeats = 0\n[[cases]]", "at least 1, not 0"),
+        ("cases = 3", "at least one [[cases]]"),
+        ("speed = 1\n[[cases]]", "unknown key 'speed'"),
+    ],
+)
+def test_mistakes_in_a_plan_are_sentences(tmp_path: Path, text: str, said: str) -> None:
+    """Each names the file and what is wrong."""
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(planning.WrongUse, match=re.escape(said)):
+        planning.load(str(path))
