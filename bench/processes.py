@@ -22,18 +22,7 @@ from typing import Any
 
 from bench.errors import NothingWorks
 
-# What the server imports before it forks: torch, and all of ours that a worker always needs.
-PRELOAD = [
-    "torch",
-    "torchvision",
-    "bench.processes",
-    "bench.worker",
-    "bench.preflight",
-    "bench.devices.cpu",
-    "bench.engines.eager.float",
-    "bench.engines.eager.int8",
-]
-
+PRELOAD = ["bench.preload"]
 
 CRASHED = b"!"  # opens a child's last words; no JSON begins so
 

@@ -38,7 +38,9 @@ def main(connection: Connection, payload: bytes) -> None:
         try:
             outcome = Outcome(status="measured", **run(order, connection))
         except Refused as refused:
-            outcome = Outcome(status="skipped", reason=str(refused))
+            # A loader's worker wraps the message in its traceback; the end is ours.
+            reason = str(refused).rpartition("Refused: ")[2].strip()
+            outcome = Outcome(status="skipped", reason=reason)
         except Exception as error:  # a case's failure is a result: it becomes a record
             traceback.print_exc()
             outcome = failed(order, error)

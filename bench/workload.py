@@ -60,7 +60,10 @@ def refusal(case: Case, device: Device) -> str | None:
         return refused
     module = realisation(case)
     if module is None:
-        return f"the engine {case.engine} has no {precision.kind}"
+        able = [
+            e for e in registry.names("engines") if registry.has("engines", f"{e}.{precision.kind}")
+        ]
+        return f"the engine {case.engine} has no {precision.kind}; use --engine {' or '.join(able)}"
     missing = missing_modules(module)
     if missing:
         return (

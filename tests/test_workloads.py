@@ -1,0 +1,214 @@
+"""Models, data and precisions, through the public command on small cases."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, Bench
+
+pytestmark = pytest.mark.slow
+
+TRAIN = [*TINY, "--task", "train", "--batch-size", "4", "--json"]
+
+
+def test_a_corrupt_image_is_named_skipped_and_counted(bench: Bench, images: Path) -> None:
+    """The batch keeps its size: another image takes the place."""
+    (images / "train" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    (images / "train" / "dog" / "empty.png").touch()
+    done = bench("run", *TRAIN, "--data", "folder:images", "--epochs", "2", "--full")
+    assert done.code == 0, done.err
+    record = done.records[0]
+    assert record["corrupt_images"] == ["cat/broken.jpg", "dog/empty.png"]
+    assert record["corrupt_image_count"] == 2
+    assert "corrupt_images" in record["warnings"]
+
+
+def test_a_training_record_splits_its_seconds(bench: Bench, images: Path) -> None:
+    """Waiting, copying and computing add up to a step; one boundary between epochs is seen."""
+    case = [*TRAIN, "--data", "folder:images", "--loader-workers", "1", "--epochs", "3"]
+    record = bench("run", *case).records[0]
+    parts = [record[name] for name in ("data_wait_s", "copy_s", "compute_s")]
+    assert all(part >= 0 for part in parts)
+    steady = record["samples_s"][record["warmup_samples"] :]
+    per_step = sum(steady) / len(steady) / record["steps_per_sample"]
+    assert sum(parts) == pytest.approx(per_step, rel=0.25)
+    assert record["epoch_images"] == 40
+    whole = 3 * (40 / 4 * per_step + record["epoch_boundary_s"])
+    assert record["projected_s"] == pytest.approx(whole)
+    assert record["full"] is False
+    assert record["train_s"] is None
+
+
+def test_full_training_reports_real_seconds_and_accuracies(bench: Bench, images: Path) -> None:
+    """All epochs, the last smaller batch too, tested after each; nothing is projected."""
+    done = bench("run", *TRAIN, "--data", "folder:images", "--epochs", "2", "--full")
+    record = done.records[0]
+    assert len(record["test_accuracy"]) == len(record["epoch_train_s"]) == 2
+    assert all(0 <= a <= 1 for a in record["test_accuracy"])
+    assert record["train_s"] == pytest.approx(sum(record["epoch_train_s"]))
+    assert record["projected_s"] is None
+    assert record["throughput_images_per_s"] == pytest.approx(80 / record["train_s"])
+
+
+def test_the_order_of_data_does_not_depend_on_the_loader(bench: Bench, images: Path) -> None:
+    """None, one or two workers: the same losses over an epoch's end, bit for bit."""
+    case = [*TINY, "--task", "train", "--batch-size", "8", "--json", "--data", "folder:images"]
+    case += [
+        "--threads",
+        "1",
+        "--loader-workers",
+        "0,1,2",
+    ]  # 5 steps an epoch; step 8 is in the 2nd
+    done = bench("run", *case, "--epochs", "2", "--full")
+    assert len({(r["first_loss"], r["last_loss"]) for r in done.records}) == 1
+    assert {r["last_loss_step"] for r in done.records} == {8}
+
+
+def test_data_that_cannot_fill_a_batch_says_so(bench: Bench, images: Path) -> None:
+    """Never a silently smaller batch."""
+    done = bench("run", *TRAIN[:-2], "64", "--data", "folder:images", "--json")
+    assert done.code == 3
+    assert "40 images are fewer than one batch of 64" in done.records[0]["reason"]
+
+
+def test_nothing_but_corrupt_images_says_so(bench: Bench, tmp_path: Path) -> None:
+    """The sentence survives the loader's worker process."""
+    folder = tmp_path / "bad" / "cat"
+    folder.mkdir(parents=True)
+    for number in range(8):
+        (folder / f"{number}.jpg").write_bytes(b"no")
+    done = bench("run", *TRAIN, "--data", "folder:bad")
+    assert done.records[0]["status"] == "skipped"
+    assert done.records[0]["reason"].startswith("8 images in a row could not be decoded")
+
+
+def test_cifar10_absent_and_offline_says_how_to_get_it(bench: Bench) -> None:
+    """Skipped with the way out; a proxy that refuses stands for a machine without a network."""
+    closed = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = bench("run", *TRAIN, "--data", "cifar10", env=closed)
+    assert done.code == 3
+    assert "--data folder:DIR" in done.records[0]["reason"]
+    assert "cifar-10-python.tar.gz" in done.records[0]["reason"]
+
+
+def test_weights_from_a_file(bench: Bench, tmp_path: Path) -> None:
+    """A state dict loads; one of another model is refused; a pickle that runs code never runs."""
+    import torch
+
+    from bench import models
+
+    model = models.build("resnet18", "random", 1000, seed=9)
+    torch.save(model.state_dict(), tmp_path / "good.pt")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'pwned'}",)
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    done = bench("run", *TINY, "--weights", "good.pt,other.pt,evil.pt", "--json")
+    assert [r["status"] for r in done.records] == ["measured", "skipped", "skipped"]
+    assert done.records[0]["weights_sha256"] == models.weights_sha256(model)
+    assert all("do not fit" in r["reason"] for r in done.records[1:])
+    assert not (tmp_path / "pwned").exists()
+
+
+# Trainable parameters: torchvision 0.29.1's weights meta; 10 classes and CIFAR stem computed
+# from its models.
+PARAMETERS = {
+    ("resnet18", 1000): 11_689_512,
+    ("resnet34", 1000): 21_797_672,
+    ("resnet50", 1000): 25_557_032,
+    ("resnet101", 1000): 44_549_160,
+    ("resnet152", 1000): 60_192_808,
+    ("resnet18_cifar", 10): 11_173_962,
+    ("resnet50_cifar", 10): 23_520_842,
+}
+
+
+@pytest.mark.parametrize(("name", "classes"), PARAMETERS)
+def test_models_are_what_their_names_say(name: str, classes: int) -> None:
+    """Parameters, stem, and the last feature map that refusals count on."""
+    import torch
+
+    from bench import models
+
+    model = models.build(name, "random", classes, seed=1)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name, classes]
+    sides = []
+    model.layer4.register_forward_hook(lambda *args: sides.append(args[-1].shape[-1]))
+    model.eval()(torch.zeros(1, 3, 64, 64))
+    assert sides == [models.last_side(name, 64)]
+
+
+def test_int8_is_int8(bench: Bench) -> None:
+    """Nearly all multiply-adds ran in INT8; random weights prove no fidelity."""
+    done = bench("run", *TINY, "--precision", "int8", "--task", "infer,train", "--json")
+    infer, train = done.records
+    assert infer["status"] == "measured"
+    assert infer["int8_mac_share"] > 0.9
+    assert infer["build_s"] > 0
+    assert "fidelity_unproven" in infer["warnings"]
+    assert train["status"] == "skipped"
+    assert "--precision fp32" in train["reason"]
+
+
+def test_int8_macs_are_counted_from_the_profile() -> None:
+    """The counter of executed INT8 kernels agrees with torch's own count of the fp32 model."""
+    import torch
+
+    from bench.engines.eager import int8
+    from bench.models import build
+
+    model = build("resnet18", "random", 1000, seed=1).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        graph = int8._quantise(model, [images])
+    assert int8._profiled_int8_macs(graph, images) == pytest.approx(int8._macs(model, images))
+    assert int8._profiled_int8_macs(model, images) == 0  # fp32 kernels do not count
+
+
+def test_tf32_and_single_image_batches_are_refused_with_the_way_out(bench: Bench) -> None:
+    """Reasons name what would work."""
+    tf32 = bench("run", *TINY, "--precision", "tf32", "--json").records[0]
+    assert "use --precision fp32" in tf32["reason"]
+    single = bench("run", *TINY, "--task", "train", "--json").records[0]
+    assert "--batch-size 2" in single["reason"]
+
+
+def test_dry_run_measures_nothing(bench: Bench, tmp_path: Path) -> None:
+    """Cases and reasons, no record, no folder."""
+    done = bench("run", *TINY, "--precision", "fp32,tf32", "--dry-run")
+    assert done.code == 0
+    assert "would run" in done.out
+    assert "skipped: TF32" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_torchvision_is_a_sentence(bench: Bench, tmp_path: Path) -> None:
+    """Where torch cannot be used the reason is said once, exit 3."""
+    broken = tmp_path / "broken" / "torchvision"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    done = bench("run", *TINY, env={"PYTHONPATH": str(broken.parent)})
+    assert done.code == 3
+    assert "operator nms does not exist" in done.err
+
+
+def test_doctor_says_what_works_and_what_is_noisy(bench: Bench) -> None:
+    """Devices, engines, precisions with reasons, and the machine's noise."""
+    done = bench("doctor")
+    assert done.code == 0
+    for text in ("cpu ", "eager int8", "tf32 on cpu", "What makes numbers noisy"):
+        assert text in done.out
+
+
+def test_list_of_an_unknown_kind(bench: Bench) -> None:
+    """With the closest match."""
+    done = bench("list", "device")
+    assert done.code == 2
+    assert "did you mean 'devices'?" in done.err
