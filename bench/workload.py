@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -144,10 +145,14 @@ class Composer(Struct, frozen=True):
         }
 
     def _epoch(self, fed: Fed, batches: Any) -> int:
+        """One epoch to its very end: a loader left unfinished shuffles the next one otherwise."""
         fed.batches = iter(batches)
-        for _ in range(len(batches)):
-            fed()
-        return len(batches)
+        steps = 0
+        with contextlib.suppress(StopIteration):
+            while True:
+                fed()
+                steps += 1
+        return steps
 
     def _evaluate(self, model: torch.nn.Module) -> float:
         batches = self.loaders.test(whole=True)

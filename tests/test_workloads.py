@@ -57,12 +57,8 @@ def test_full_training_reports_real_seconds_and_accuracies(bench: Bench, images:
 def test_the_order_of_data_does_not_depend_on_the_loader(bench: Bench, images: Path) -> None:
     """None, one or two workers: the same losses over an epoch's end, bit for bit."""
     case = [*TINY, "--task", "train", "--batch-size", "8", "--json", "--data", "folder:images"]
-    case += [
-        "--threads",
-        "1",
-        "--loader-workers",
-        "0,1,2",
-    ]  # 5 steps an epoch; step 8 is in the 2nd
+    # Five steps an epoch, so that step 8 is in the second.
+    case += ["--threads", "1", "--loader-workers", "0,1,2"]
     done = bench("run", *case, "--epochs", "2", "--full")
     assert len({(r["first_loss"], r["last_loss"]) for r in done.records}) == 1
     assert {r["last_loss_step"] for r in done.records} == {8}
@@ -189,14 +185,27 @@ def test_dry_run_measures_nothing(bench: Bench, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_torchvision_is_a_sentence(bench: Bench, tmp_path: Path) -> None:
-    """Where torch cannot be used the reason is said once, exit 3."""
-    broken = tmp_path / "broken" / "torchvision"
+def breaking(folder: Path, package: str) -> dict[str, str]:
+    """The environment of a machine where importing a package fails."""
+    broken = folder / "broken" / package
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
-    done = bench("run", *TINY, env={"PYTHONPATH": str(broken.parent)})
+    return {"PYTHONPATH": str(broken.parent)}
+
+
+def test_a_broken_torch_is_a_sentence(bench: Bench, tmp_path: Path) -> None:
+    """Where torch cannot be used at all the reason is said once, exit 3."""
+    done = bench("run", *TINY, env=breaking(tmp_path, "torch"))
     assert done.code == 3
+    assert "torch or torchvision cannot be used here" in done.err
     assert "operator nms does not exist" in done.err
+
+
+def test_a_broken_torchvision_is_a_failed_record(bench: Bench, tmp_path: Path) -> None:
+    """A torchvision that does not fit its torch: the record holds the reason, exit 4."""
+    done = bench("run", *TINY, "--json", env=breaking(tmp_path, "torchvision"))
+    assert done.code == 4
+    assert "operator nms does not exist" in done.records[0]["reason"]
 
 
 def test_doctor_says_what_works_and_what_is_noisy(bench: Bench) -> None:
