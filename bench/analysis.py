@@ -107,7 +107,7 @@ def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
 
 def _speedup(row: Row, measured: pd.DataFrame, chosen: pd.DataFrame, free: list[str]) -> Speedup:
     same = _alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
-    work = ["task", "model", "image_size", "data", "batch_size", "device", "recipe", "epochs"]
+    work = ["task", "model", "image_size", "data", "batch_size", "device", "epochs"]
     rivals = _alike(measured, row, [*work, "machine_fingerprint"])
     rivals = rivals[rivals["precision"] == "fp32"].sort_values("throughput_images_per_s")
     return Speedup(row, _ratio(row, same), _ratio(row, rivals))

@@ -65,14 +65,14 @@ def execute(asked: Request) -> int:
         with line:
             runner.run(ready, asked.results, watch, resume=asked.resume)
     except KeyboardInterrupt:
-        summary.tell(records, asked, interrupted=True)
+        summary.tell(records, asked.results, json=asked.json, interrupted=True)
         return 130
     except CannotStore as error:
-        summary.tell(records, asked, interrupted=False)
+        summary.tell(records, asked.results, json=asked.json, interrupted=False)
         if isinstance(error.record, Record):
             print(f"Not saved: {words.result(error.record)}", file=sys.stderr)
         raise
-    summary.tell(records, asked, interrupted=False)
+    summary.tell(records, asked.results, json=asked.json, interrupted=False)
     return exit_code(records)
 
 

@@ -257,7 +257,6 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     model_bytes: Annotated[int | None, doc("bytes of the weights as executed")] = None
     threads_used: Annotated[int | None, doc("intra-op threads read back from torch")] = None
-    loader_workers_used: Annotated[int | None, doc("loader processes that ran")] = None
     settings: Annotated[
         list[str] | None, doc("NAME=value of what was forced and read back: TF32, cuDNN, autocast")
     ] = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from bench import words
 from bench.schema import WARNINGS, Record
 
 if TYPE_CHECKING:
-    from bench.request import Request
     from bench.runner import Ready
 
 
@@ -23,23 +23,23 @@ def print_plan(ready: Ready) -> None:
     print(f"{len(ready.cases)} cases{rounds}, {runnable} can run here; nothing was measured.")
 
 
-def tell(records: list[Record], asked: Request, *, interrupted: bool) -> None:
-    """The table and the warnings in plain words; on standard error beside --json."""
-    out = sys.stderr if asked.json else sys.stdout
-    if records and not asked.json:
+def tell(records: list[Record], folder: Path, *, json: bool, interrupted: bool) -> None:
+    """The table and the warnings in plain words; one line on standard error beside --json."""
+    out = sys.stderr if json else sys.stdout
+    if records and not json:
         table(records, out)
         explain(records, out)
     done = len(records)
     if interrupted:
         print(
             f"Interrupted: {done} finished {'record is' if done == 1 else 'records are'} kept in "
-            f"{asked.results}; run the same command with --resume for the rest.",
+            f"{folder}; run the same command with --resume for the rest.",
             file=out,
         )
     elif not records:
         print("Every case of this run has its record already; nothing was left to do.", file=out)
     else:
-        print(f"{done} records of run {records[0].run_id} in {asked.results}.", file=out)
+        print(f"{done} records of run {records[0].run_id} in {folder}.", file=out)
 
 
 def table(records: list[Record], out: IO[str]) -> None:

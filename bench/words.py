@@ -16,11 +16,11 @@ def missing(value: float | None) -> bool:
 
 
 def rate(value: float | None) -> str:
-    """Three significant digits: 8.07, 64.1, 1240."""
+    """Three significant digits or more: 8.07, 64.1, 1,240."""
     if value is None or missing(value):
         return DASH
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f}"
+    return f"{value:,.{digits}f}"
 
 
 def half_width(value: float | None, low: float | None, high: float | None) -> str:

@@ -7,6 +7,7 @@ row a series and no simulated ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ MARKERS = "osD^vPX"
 
 def figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with `panels` axes side by side, sizes in inches."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a folder's name is a $
     made = Figure(figsize=(width, height), layout="constrained", dpi=150)
     axes = list(made.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
@@ -31,7 +34,21 @@ def figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[A
     return made, axes
 
 
-def short_name(case_id: str) -> str:
-    """A case id in two lines where it is long."""
-    parts = case_id.split("/")
-    return "/".join(parts[:7]) + ("\n" + "/".join(parts[7:]) if len(parts) > 7 else "")
+def figure_of_cases(case_ids: Iterable[str]) -> tuple[Figure, Axes]:
+    """A figure with a line for each case, first on top, tall enough for their names."""
+    names = [short_name(case_id) for case_id in case_ids]
+    text_lines = sum(name.count("\n") + 1 for name in names)
+    made, (axis,) = figure(8.5, 1.1 + 0.2 * len(names) + 0.14 * text_lines)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    return made, axis
+
+
+def short_name(case_id: str, width: int = 44) -> str:
+    """A case id broken into lines of about `width` characters, between its parts."""
+    lines = [""]
+    for part in case_id.split("/"):
+        if lines[-1] and len(lines[-1]) + len(part) >= width:
+            lines.append("")
+        lines[-1] += ("/" if lines[-1] else "") + part
+    return "\n".join(lines)

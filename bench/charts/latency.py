@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.charts import COLOURS, MARKERS, figure, short_name
+from bench.charts import COLOURS, MARKERS, figure_of_cases
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,13 +20,11 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     shown = rows[rows["latency_p50_ms"].notna()].sort_values("latency_p50_ms")
     if shown.empty:
         return None
-    made, (axis,) = figure(8.5, 1.1 + 0.34 * len(shown))
+    made, axis = figure_of_cases(shown["case_id"])
     for name, colour, marker in zip(PERCENTILES, COLOURS, MARKERS, strict=False):
         values = shown[f"latency_{name}_ms"]
         if values.notna().any():
             axis.scatter(values, range(len(shown)), color=colour, marker=marker, label=name, s=28)
-    axis.set_yticks(range(len(shown)), [short_name(c) for c in shown["case_id"]], fontsize=8)
-    axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_xlabel("milliseconds a request (a request is one batch)")
     axis.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.charts import COLOURS, figure, short_name
+from bench.charts import COLOURS, figure_of_cases
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +22,11 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     if shown.empty:
         return None
     sizes = peak[shown.index] / 2**30
-    made, (axis,) = figure(8.5, 1.1 + 0.34 * len(shown))
+    made, axis = figure_of_cases(shown["case_id"])
     for place, (size, own) in enumerate(zip(sizes, device[shown.index].notna(), strict=True)):
         axis.barh(place, size, color=COLOURS[2] if own else COLOURS[0])
         axis.text(size, place, f"  {size:.2f}", va="center", fontsize=8)
-    axis.set_yticks(range(len(shown)), [short_name(c) for c in shown["case_id"]], fontsize=8)
-    axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.margins(x=0.12)
-    axis.set_xlabel("GiB (blue: host, worker and loaders; green: device)")
+    axis.set_xlabel("GiB (blue: of the host; green: of the device)")
     return made

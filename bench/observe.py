@@ -1,0 +1,185 @@
+"""A composed case → what was measured of it, and what to know about the numbers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from bench import sensors, workload
+from bench.measure import Loop, Tell, Throughput
+from bench.messages import Order
+from bench.precisions import PRECISIONS
+from bench.schema import Case, Measurement
+from bench.stats.series import percentile
+
+# Fewest requests from which a percentile is stated.
+PERCENTILES = {"p50": (0.5, 8), "p90": (0.9, 40), "p95": (0.95, 80), "p99": (0.99, 400)}
+NAMES_KEPT = 20  # corrupt images named in a record
+
+
+def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
+    """Compose, time, and gather what was seen and the codes of what to know about it."""
+    case = order.case
+    work = workload.compose(case)
+    loop = Loop(work.device, order.budget, tell)
+    sensors.reset_peak_host_memory()
+    found: dict[str, Any] = {"setup_s": time.time() - order.started, "build_s": work.build_s}
+    warnings: list[str] = []
+    if case.full:
+        found |= fully(loop, work, case)
+    else:
+        taken = loop.throughput(work.step, work.cycle)
+        found |= throughput_facts(taken, case.global_batch_size)
+        warnings += throughput_warnings(taken, found, order.budget.target_ci)
+        if work.fed is not None:
+            found |= feeding_facts(loop, work, taken, case)
+    found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
+    if work.request is not None:
+        found |= latency_facts(loop, work)
+        warnings += ["few_requests"] if found["latency_p99_ms"] is None else []
+    found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
+    found |= results(work)
+    return Measurement(**found), warnings + case_warnings(case, work, found)
+
+
+def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> list[str]:
+    """What to know about this kind of case, whatever was measured."""
+    precision = PRECISIONS[case.precision]
+    conditions = {
+        "fidelity_unproven": precision.kind != "float" and case.weights == "random",
+        "emulated": work.device.emulates(precision) is not None,
+        "pretend_data": work.pretend_data and case.loader_workers is not None,
+        "corrupt_images": bool(found.get("corrupt_image_count")),
+    }
+    return [code for code, holds in conditions.items() if holds]
+
+
+def throughput_facts(taken: Throughput, images: int) -> dict[str, Any]:
+    """Samples and the estimate made of them."""
+    mean, interval = taken.seconds_per_step()
+    return {
+        "first_step_s": taken.first_step_s,
+        "samples_s": taken.samples_s,
+        "steps_per_sample": taken.steps_per_sample,
+        "warmup_samples": taken.warmup_samples,
+        "stop_reason": taken.stop_reason,
+        "throughput_images_per_s": images / mean,
+        # A lower end at or under zero seconds has no image rate: then there is no upper end.
+        "throughput_ci_low": images / interval.high if interval else None,
+        "throughput_ci_high": images / interval.low if interval and interval.low > 0 else None,
+    }
+
+
+def throughput_warnings(taken: Throughput, found: dict[str, Any], target: float) -> list[str]:
+    """What to know about these samples."""
+    codes = [] if taken.settled else ["not_steady"]
+    low, high = found["throughput_ci_low"], found["throughput_ci_high"]
+    if low is None or high is None:
+        codes.append("too_few_samples")
+    elif (high - low) / 2 > target * found["throughput_images_per_s"]:
+        codes.append("target_not_reached")
+    return codes
+
+
+def feeding_facts(loop: Loop, work: workload.Work, taken: Throughput, case: Case) -> dict[str, Any]:
+    """Where a step's seconds go, one epoch boundary, and the projection to whole epochs."""
+    assert work.fed is not None
+    work.device.synchronize()
+    split = work.fed.split(taken.warmup_steps)
+    wait, copy, compute = split or (None, None, None)
+    images = len(work.batches.dataset)
+    boundary = max(0.0, epoch_boundary_s(loop, work.short) - (wait or 0.0))
+    found: dict[str, Any] = {
+        "data_wait_s": wait,
+        "copy_s": copy,
+        "compute_s": compute,
+        "epoch_images": images,
+        "epoch_boundary_s": boundary,
+        **corrupt_facts(work),
+    }
+    epochs = case.epochs
+    if epochs is not None:
+        mean, interval = taken.seconds_per_step()
+
+        def whole(seconds_per_step: float) -> float:
+            return epochs * (seconds_per_step * images / case.batch_size + boundary)
+
+        found["projected_s"] = whole(mean)
+        found["projected_ci_low_s"] = whole(interval.low) if interval else None
+        found["projected_ci_high_s"] = whole(interval.high) if interval else None
+    return found
+
+
+def epoch_boundary_s(loop: Loop, batches: Any) -> float:
+    """Seconds from the end of an epoch to the first batch of the next, seen once."""
+    for _ in batches:
+        pass
+    return loop.timed(lambda: void(next(iter(batches))))
+
+
+def corrupt_facts(work: workload.Work) -> dict[str, Any]:
+    """Names of images that could not be decoded."""
+    names = sorted(set(work.fed.corrupt)) if work.fed else []
+    return {"corrupt_images": names[:NAMES_KEPT] or None, "corrupt_image_count": len(names)}
+
+
+def fully(loop: Loop, work: workload.Work, case: Case) -> dict[str, Any]:
+    """Train all epochs and test after each."""
+    assert work.epoch is not None
+    assert work.evaluate is not None
+    assert case.epochs is not None
+    evaluate, accuracies = work.evaluate, list[float]()
+    taken, steps = loop.epochs(work.epoch, lambda: accuracies.append(evaluate()), case.epochs)
+    images = len(work.batches.dataset)
+    return {
+        "train_s": sum(taken),
+        "epoch_train_s": taken,
+        "test_accuracy": accuracies,
+        "samples_s": taken,
+        "steps_per_sample": steps,
+        "warmup_samples": 0,
+        "stop_reason": "all_epochs",
+        "epoch_images": images,
+        "throughput_images_per_s": images / statistics.fmean(taken),
+        **corrupt_facts(work),
+    }
+
+
+def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
+    """Every request, and the percentiles there are enough of them for."""
+    assert work.request is not None
+    request = work.request
+    first, taken = loop.latency(lambda: void(request()))
+    found: dict[str, Any] = {"first_request_s": first, "latency_samples_s": taken}
+    for name, (share, least) in PERCENTILES.items():
+        enough = len(taken) >= least
+        found[f"latency_{name}_ms"] = 1000 * percentile(taken, share) if enough else None
+    return found
+
+
+def void(_: object) -> None:
+    """A request's answer is not needed; that it arrived is."""
+
+
+def results(work: workload.Work) -> dict[str, Any]:
+    """The numerical fingerprint and the proof of what ran."""
+    found: dict[str, Any] = {
+        "weights_sha256": work.weights_sha256,
+        "settings": work.settings,
+        "threads_used": torch.get_num_threads(),
+    }
+    if work.trainer is not None and work.trainer.early:
+        losses = [float(loss) for loss in work.trainer.early]
+        found |= {"first_loss": losses[0], "last_loss": losses[-1], "last_loss_step": len(losses)}
+    if work.forward is not None and work.request is not None:
+        logits = work.request().float()
+        found |= {"logits_mean": float(logits.mean()), "logits_std": float(logits.std())}
+        evidence = work.forward.evidence()
+        found |= {
+            "int8_mac_share": evidence.int8_mac_share,
+            "model_bytes": evidence.model_bytes,
+        }
+    return found
