@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,46 @@ DEFAULTS = {f.name: f.default for f in msgspec.structs.fields(Case)}
 LEAST_ROUNDS = 3  # fewer processes say nothing about the spread between them
 
 
+# How the rounds of one run become one row; throughput has its own interval.
+OVER_ROUNDS = {
+    "latency_p50_ms": "mean",
+    "latency_p90_ms": "mean",
+    "latency_p95_ms": "mean",
+    "latency_p99_ms": "mean",
+    "peak_host_memory_bytes": "max",
+    "peak_device_memory_bytes": "max",
+    "setup_s": "mean",
+}
+
+
 def newest(frame: pd.DataFrame) -> pd.DataFrame:
     """For each case on each machine its newest run; several rounds become one row.
 
     The row of several rounds holds their mean throughput and, from three rounds
-    on, a t interval between processes in place of the one within a process.
+    on, a t interval between processes in place of the one within a process. If a
+    round was not measured, the row is that round's, and says how many were.
     """
     rows = []
     for _, series in frame.groupby(SERIES, dropna=False, sort=False):
         last = series[series["run_id"] == series["run_id"].max()]
-        row = last.iloc[-1].copy()
-        measured = last[last["status"] == "measured"]
-        row["rounds"] = len(measured)
-        if len(last) > 1 and len(measured) == len(last):
-            for name, value in _between(measured["throughput_images_per_s"]).items():
-                row[name] = value
-        rows.append(row)
-    return pd.DataFrame(rows, columns=[*frame.columns, "rounds"]).reset_index(drop=True)
+        rows.append(last.iloc[-1] if len(last) == 1 else _merged(last))
+    return pd.DataFrame(rows, columns=frame.columns).reset_index(drop=True)
+
+
+def _merged(rounds: pd.DataFrame) -> pd.Series[Any]:
+    """One row for several rounds of a run."""
+    measured = rounds[rounds["status"] == "measured"]
+    if len(measured) < len(rounds):
+        row = rounds[rounds["status"] != "measured"].iloc[-1].copy()
+        row["reason"] = f"{row['reason']} ({len(measured)} of {len(rounds)} rounds were measured)"
+        return row
+    row = rounds.iloc[-1].copy()
+    row["warnings"] = sorted({code for codes in rounds["warnings"] for code in codes})
+    for name, how in OVER_ROUNDS.items():
+        row[name] = rounds[name].agg(how)
+    for name, value in _between(rounds["throughput_images_per_s"]).items():
+        row[name] = value
+    return row
 
 
 def _between(rates: pd.Series[float]) -> dict[str, float]:
@@ -63,8 +87,19 @@ def select(frame: pd.DataFrame, selector: str) -> pd.DataFrame:
             raise WrongUse(f"The selector {part!r} is not FIELD=VALUE, e.g. precision=fp32.")
         if name not in CASE_FIELDS:
             raise unknown("field of a case", name, CASE_FIELDS)
-        frame = frame[frame[name].astype(str) == value]
+        frame = frame[frame[name].map(as_text).eq(value)]
     return frame
+
+
+def as_text(value: Any) -> str:
+    """A value of a case as the command line and case_id write it."""
+    if pd.isna(value):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 class Ratio(Struct, frozen=True):
@@ -144,16 +179,23 @@ def _alike(frame: pd.DataFrame, row: Row, fields: list[str]) -> pd.DataFrame:
 
 
 def command(row: Row) -> str:
-    """The command that measures this row's case again."""
+    """The command that measures this row's case again, for a shell."""
     flags = []
     for name in CASE_FIELDS:
         value = row[name]
         if name in ("full", "cudnn_benchmark") or pd.isna(value) or value == DEFAULTS[name]:
             continue
-        text = str(int(value)) if isinstance(value, float) else str(value)
-        flags.append(f"--{name.replace('_', '-')} {text}")
+        flags.append(f"--{name.replace('_', '-')} {shlex.quote(as_text(value))}")
     if row["full"]:
         flags.append("--full")
+    if row["budget_name"] == "custom":
+        flags += [
+            f"--target-ci {100 * row['budget_target_ci']:g}%",
+            f"--max-seconds {row['budget_max_seconds']:g}",
+            f"--timeout {row['budget_timeout_s']:g}",
+        ]
+    elif row["budget_name"] != "quick":
+        flags.append(f"--budget {row['budget_name']}")
     return " ".join(["bench run --plan one", *flags])
 
 

@@ -19,6 +19,7 @@ JOB = {
     "classes": 10,
     "epochs": 10,
     "weights": "random",
+    "epoch_images": 50_000,  # 10 epochs of fewer images are another job
 }
 PRINTED = {"recipe": "adam", "memory_format": "contiguous", "loader_workers": 0}
 
@@ -55,14 +56,16 @@ def timed(rows: pd.DataFrame) -> list[Timed]:
     for name, value in JOB.items():
         keep &= rows[name] == value
     found = [_timed(row) for row in rows[keep].to_dict("records")]
-    return sorted(
-        (t for t in found if t is not None),
-        key=lambda t: (
-            t.row["data"] == "synthetic",
-            t.row["device_class"],
-            t.variant != "as printed",
-        ),
+    newest_first = sorted(
+        (t for t in found if t is not None), key=lambda t: t.row["started_at"], reverse=True
     )
+    return sorted(newest_first, key=_rank)
+
+
+def _rank(t: Timed) -> tuple[bool, str, bool, bool]:
+    """Real images before synthetic, as printed before tuned, trained before projected."""
+    row = t.row
+    return (row["data"] == "synthetic", row["device_class"], t.variant != "as printed", t.projected)
 
 
 def _timed(row: Row) -> Timed | None:
@@ -110,7 +113,7 @@ JOB_TEXT = "The article's job (ResNet-50, CIFAR-10 at 32 px, batch 64, 10 epochs
 
 
 def _best(found: list[Timed], kind: str) -> Timed | None:
-    """The newest record on the preferred data; found is sorted real images first."""
+    """The first of the ranked ones: real images, trained, newest."""
     return next((t for t in found if t.row["device_class"] == kind), None)
 
 

@@ -5,6 +5,7 @@ BenchError            a sentence for the person at the keyboard
 ├── NothingWorks      torch itself cannot be used                         (exit 3)
 ├── NothingToReport   the results folder holds no usable record           (exit 3)
 └── CannotStore       a record could not be written, e.g. a full disk     (exit 4)
+Unproven              a case ran but is not what it claims; becomes `failed`
 Refused               a case cannot run here; becomes a `skipped` record
 """
 
@@ -45,6 +46,10 @@ class CannotStore(BenchError):
     def __init__(self, message: str, record: object = None) -> None:
         super().__init__(message)
         self.record = record  # what could not be written
+
+
+class Unproven(Exception):
+    """A case ran, but what ran is not what its precision claims."""
 
 
 class Refused(Exception):

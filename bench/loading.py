@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from bench.data import Images, Source
 from bench.errors import Refused
+from bench.processes import die_with_parent
 from bench.schema import Case
 
 # ImageNet's mean and deviation, torchvision's usual normalisation.
@@ -43,7 +42,7 @@ class Decoded(Dataset[tuple[torch.Tensor, int, list[str]]]):
             here = (index + step) % len(self)
             try:
                 image, label = self.images[here]
-            except (OSError, SyntaxError, ValueError) as _:
+            except Exception:  # decoders raise what they like; the image is named in the record
                 corrupt.append(self.images.name(here))
                 continue
             return self._tensor(image), label, corrupt
@@ -52,8 +51,10 @@ class Decoded(Dataset[tuple[torch.Tensor, int, list[str]]]):
     def _tensor(self, image: Any) -> torch.Tensor:
         from PIL import Image
 
-        if isinstance(image, Image.Image) and image.size != (self.side, self.side):
-            image = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
+        size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+        if size != (self.side, self.side):
+            picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+            image = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
         tensor: torch.Tensor = self.transform(image)
         return tensor
 
@@ -87,8 +88,8 @@ class Loaders(Struct, frozen=True):
         return self._loader(Subset(images, range(min(few, len(images)))), shuffle=True, drop=True)
 
     def test(self, *, whole: bool = False) -> DataLoader[Any]:
-        """Fixed order, the same transforms, no augmentation."""
-        images = Decoded(self.source.test, self.case.image_size)
+        """Fixed order, same transforms, no augmentation; training images where no others are."""
+        images = Decoded(self.source.test or self.source.train, self.case.image_size)
         return self._loader(images, shuffle=False, drop=not whole)
 
     @property
@@ -131,15 +132,22 @@ def _loader_worker(_: int) -> None:
     die_with_parent()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+class Endless:
+    """Epoch after epoch; `turns` counts the epochs that have begun."""
 
+    def __init__(self, batches: DataLoader[Any]) -> None:
+        self.batches, self.turns = batches, 0
+        self.epoch: Iterator[Batch] = iter(())
 
-def endless(batches: DataLoader[Any]) -> Iterator[Batch]:
-    """Epoch after epoch."""
-    while True:
-        yield from batches
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        for batch in self.epoch:
+            return batch
+        self.epoch = iter(self.batches)
+        self.turns += 1
+        return next(self.epoch)
 
 
 def synthetic_batch(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]:

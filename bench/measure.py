@@ -25,6 +25,7 @@ TELL_EVERY_S = 1.0
 
 Clock = Callable[[], float]
 Step = Callable[[], None]
+Epoch = Callable[[Callable[[], None]], int]  # calls its argument after each step, returns the steps
 
 
 class Waits(Protocol):
@@ -134,19 +135,33 @@ class Loop(Struct, frozen=True):
                 told = self.clock()
         return first, taken
 
-    def epochs(self, epoch: Callable[[], int], after: Step, count: int) -> tuple[list[float], int]:
-        """Seconds of `count` epochs and their steps; `after` runs between them, untimed."""
+    def epochs(self, epoch: Epoch, after: Step, count: int) -> tuple[list[float], int]:
+        """Seconds of `count` epochs and the steps of one; `after` runs between them, untimed.
+
+        Progress is told within an epoch too, ten times less often than between
+        samples, because it is part of the time.
+        """
         taken: list[float] = []
-        steps = 0
-        for number in range(1, count + 1):
+        steps, begun, told = 0, self.clock(), self.clock()
+        trained = 0
+
+        def pulse() -> None:
+            nonlocal told, trained
+            trained += 1
+            now = self.clock()
+            if now - told >= 10 * TELL_EVERY_S:
+                told = now
+                mean = (now - begun) / trained
+                left = count * steps - trained if steps else 0
+                self.tell(Live(mean, None, max(0.0, mean * left)))
+
+        for _ in range(count):
             self.device.synchronize()
             start = self.clock()
-            steps = epoch()
+            steps = epoch(pulse)
             self.device.synchronize()
             taken.append(self.clock() - start)
             after()
-            mean = statistics.fmean(taken)
-            self.tell(Live(mean / steps, None, mean * (count - number)))
         return taken, steps
 
 
@@ -160,12 +175,16 @@ def warmup_end(samples: list[float], budget: Budget) -> tuple[int | None, bool]:
     """How many samples are warm-up (None: not over yet), and whether the speed settled.
 
     Warm-up ends before the first two neighbouring windows that agree. When its
-    share of the budget is used up without that, the later half counts, unsettled.
+    share of the budget is used up without that, the last window counts, unsettled;
+    when steps are so slow that twice the budget is gone, whatever there is counts.
     """
+    spent = sum(samples)
     if steady(samples):
         return len(samples) - 2 * WINDOW, True
-    if len(samples) >= 2 * WINDOW and sum(samples) > budget.warmup_share * budget.max_seconds:
+    if len(samples) >= 2 * WINDOW and spent > budget.warmup_share * budget.max_seconds:
         return len(samples) - WINDOW, False
+    if spent >= 2 * budget.max_seconds:
+        return 0, False
     return None, True
 
 

@@ -8,7 +8,7 @@ from bench.schema import Budget, Case, DeviceFacts, Environment, Measurement, St
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):
-    """Parent → worker: run this. `started` is time.time() just before the process was asked for."""
+    """Parent → worker: run this. `started` is time.monotonic() before the process was asked for."""
 
     case: Case
     budget: Budget

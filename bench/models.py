@@ -37,6 +37,13 @@ def describe() -> dict[str, str]:
     return {name: f"torchvision {base}, {stems[stem]}" for name, (base, stem) in MODELS.items()}
 
 
+def refuses(name: str, weights: str) -> str | None:
+    """Why these weights cannot be had for this model, or None."""
+    if weights == "default" and MODELS[name][1] != "imagenet":
+        return "torchvision has no weights for the CIFAR stem; use --weights random or a file"
+    return None
+
+
 def last_side(name: str, image_size: int) -> int:
     """Side in pixels of the last feature map; 1 leaves BatchNorm one value per image."""
     halvings = 5 if MODELS[name][1] == "imagenet" else 3
@@ -63,19 +70,15 @@ def build(name: str, weights: str, classes: int, seed: int) -> Module:
         torch.nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = torch.nn.Identity()
     if weights == "default":
-        _load_default(model, base, stem)
+        _load_default(model, base)
     elif weights != "random":
         _load_file(model, Path(weights))
     return model
 
 
-def _load_default(model: Module, base: str, stem: str) -> None:
+def _load_default(model: Module, base: str) -> None:
     import torchvision
 
-    if stem != "imagenet":
-        raise Refused(
-            "torchvision has no weights for the CIFAR stem; use --weights random or a file"
-        )
     try:
         state = torchvision.models.get_model_weights(base).DEFAULT.get_state_dict(
             progress=False, check_hash=True
@@ -96,8 +99,10 @@ def _load_file(model: Module, path: Path) -> None:
 
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0][:200]
+    except (
+        OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
+        first = (str(error).strip() or "not a state dict").splitlines()[0][:200]
         raise Refused(f"the weights in {path.name} do not fit this model: {first}") from error
 
 

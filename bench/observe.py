@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from bench.messages import Order
 from bench.precisions import PRECISIONS
 from bench.schema import Case, Measurement
 from bench.stats.series import percentile
+from bench.training import Trainer
 
 # Fewest requests from which a percentile is stated.
 PERCENTILES = {"p50": (0.5, 8), "p90": (0.9, 40), "p95": (0.95, 80), "p99": (0.99, 400)}
@@ -25,8 +25,8 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     case = order.case
     work = workload.compose(case)
     loop = Loop(work.device, order.budget, tell)
-    sensors.reset_peak_host_memory()
-    found: dict[str, Any] = {"setup_s": time.time() - order.started, "build_s": work.build_s}
+    peak_known = sensors.reset_peak_host_memory()
+    found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
     warnings: list[str] = []
     if case.full:
         found |= fully(loop, work, case)
@@ -40,8 +40,9 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     if work.request is not None:
         found |= latency_facts(loop, work)
         warnings += ["few_requests"] if found["latency_p99_ms"] is None else []
-    found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
-    found |= results(work)
+    if peak_known:
+        found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
+    found |= results(case, work) | corrupt_facts(work)
     return Measurement(**found), warnings + case_warnings(case, work, found)
 
 
@@ -52,6 +53,7 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
         "fidelity_unproven": precision.kind != "float" and case.weights == "random",
         "emulated": work.device.emulates(precision) is not None,
         "pretend_data": work.pretend_data and case.loader_workers is not None,
+        "no_test_images": case.full and work.evaluate is None,
         "corrupt_images": bool(found.get("corrupt_image_count")),
     }
     return [code for code, holds in conditions.items() if holds]
@@ -87,25 +89,25 @@ def throughput_warnings(taken: Throughput, found: dict[str, Any], target: float)
 def feeding_facts(loop: Loop, work: workload.Work, taken: Throughput, case: Case) -> dict[str, Any]:
     """Where a step's seconds go, one epoch boundary, and the projection to whole epochs."""
     assert work.fed is not None
-    work.device.synchronize()
-    split = work.fed.split(taken.warmup_steps)
-    wait, copy, compute = split or (None, None, None)
+    skip = taken.warmup_steps
+    wait, copy, compute = work.fed.split(skip)
     images = len(work.batches.dataset)
-    boundary = max(0.0, epoch_boundary_s(loop, work.short) - (wait or 0.0))
+    boundary = max(0.0, epoch_boundary_s(loop, work.short) - wait)
     found: dict[str, Any] = {
         "data_wait_s": wait,
         "copy_s": copy,
         "compute_s": compute,
         "epoch_images": images,
         "epoch_boundary_s": boundary,
-        **corrupt_facts(work),
     }
-    epochs = case.epochs
-    if epochs is not None:
+    if case.epochs is not None:
+        epochs, steps = case.epochs, images / case.batch_size
         mean, interval = taken.seconds_per_step()
+        # Boundaries that fell into the samples are in the mean already.
+        seen = work.fed.boundaries(skip) * boundary / (len(work.fed.marks) - skip)
 
         def whole(seconds_per_step: float) -> float:
-            return epochs * (seconds_per_step * images / case.batch_size + boundary)
+            return epochs * ((seconds_per_step - seen) * steps + boundary)
 
         found["projected_s"] = whole(mean)
         found["projected_ci_low_s"] = whole(interval.low) if interval else None
@@ -120,32 +122,40 @@ def epoch_boundary_s(loop: Loop, batches: Any) -> float:
     return loop.timed(lambda: void(next(iter(batches))))
 
 
-def corrupt_facts(work: workload.Work) -> dict[str, Any]:
-    """Names of images that could not be decoded."""
-    names = sorted(set(work.fed.corrupt)) if work.fed else []
-    return {"corrupt_images": names[:NAMES_KEPT] or None, "corrupt_image_count": len(names)}
-
-
 def fully(loop: Loop, work: workload.Work, case: Case) -> dict[str, Any]:
-    """Train all epochs and test after each."""
-    assert work.epoch is not None
-    assert work.evaluate is not None
+    """Train all epochs, and test after each where there are test images."""
+    assert work.fed is not None
     assert case.epochs is not None
     evaluate, accuracies = work.evaluate, list[float]()
-    taken, steps = loop.epochs(work.epoch, lambda: accuracies.append(evaluate()), case.epochs)
-    images = len(work.batches.dataset)
+
+    def test() -> None:
+        if evaluate is not None:
+            accuracies.append(evaluate())
+
+    taken, steps = loop.epochs(work.fed.epoch, test, case.epochs)
+    wait, copy, compute = work.fed.split(0)
     return {
         "train_s": sum(taken),
         "epoch_train_s": taken,
-        "test_accuracy": accuracies,
+        "test_accuracy": accuracies or None,
         "samples_s": taken,
         "steps_per_sample": steps,
         "warmup_samples": 0,
         "stop_reason": "all_epochs",
-        "epoch_images": images,
-        "throughput_images_per_s": images / statistics.fmean(taken),
-        **corrupt_facts(work),
+        "epoch_images": work.fed.images // case.epochs,
+        "throughput_images_per_s": work.fed.images / sum(taken),
+        "data_wait_s": wait,
+        "copy_s": copy,
+        "compute_s": compute,
     }
+
+
+def corrupt_facts(work: workload.Work) -> dict[str, Any]:
+    """Names of images that could not be decoded."""
+    if work.pretend_data:
+        return {}
+    names = sorted(set(work.corrupt))
+    return {"corrupt_images": names[:NAMES_KEPT] or None, "corrupt_image_count": len(names)}
 
 
 def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
@@ -164,16 +174,15 @@ def void(_: object) -> None:
     """A request's answer is not needed; that it arrived is."""
 
 
-def results(work: workload.Work) -> dict[str, Any]:
+def results(case: Case, work: workload.Work) -> dict[str, Any]:
     """The numerical fingerprint and the proof of what ran."""
     found: dict[str, Any] = {
         "weights_sha256": work.weights_sha256,
         "settings": work.settings,
         "threads_used": torch.get_num_threads(),
     }
-    if work.trainer is not None and work.trainer.early:
-        losses = [float(loss) for loss in work.trainer.early]
-        found |= {"first_loss": losses[0], "last_loss": losses[-1], "last_loss_step": len(losses)}
+    if work.trainer is not None:
+        found |= losses(work.trainer, full=case.full)
     if work.forward is not None and work.request is not None:
         logits = work.request().float()
         found |= {"logits_mean": float(logits.mean()), "logits_std": float(logits.std())}
@@ -183,3 +192,13 @@ def results(work: workload.Work) -> dict[str, Any]:
             "model_bytes": evidence.model_bytes,
         }
     return found
+
+
+def losses(trainer: Trainer, *, full: bool) -> dict[str, Any]:
+    """The first loss, and one the same case always reaches: of a fixed step, or the very last."""
+    if trainer.latest is None:
+        return {}
+    last, step = trainer.early[-1], len(trainer.early)
+    if full:
+        last, step = trainer.latest, trainer.steps
+    return {"first_loss": float(trainer.early[0]), "last_loss": float(last), "last_loss_step": step}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ PLAN_KEYS = ("budget", "budget_overrides", "repeats", "cases")
 CLASSES = ("cpu", "gpu")
 FORMATS = ("channels_last", "contiguous")
 LEAST_IMAGE_SIZE = 32
+MOST = 2**63 - 1  # what a Parquet int64 holds
 
 
 class Block(Struct, frozen=True):
@@ -74,6 +76,18 @@ def load(name: str) -> Plan:
     )
 
 
+# What each number of a budget must at least be; 8 samples are the fewest that give an interval.
+BUDGET_LEAST = {
+    "min_samples": 8,
+    "max_samples": 8,
+    "min_seconds": 0,
+    "max_seconds": 0.001,
+    "latency_requests": 1,
+    "latency_seconds": 0,
+    "timeout_s": 0.001,
+}
+
+
 def _check_keys(path: Path, where: str, table: Any, allowed: tuple[str, ...]) -> None:
     if not isinstance(table, dict):
         raise WrongUse(f"The plan {path}: {where}expected a table.")
@@ -87,11 +101,16 @@ def _check_keys(path: Path, where: str, table: Any, allowed: tuple[str, ...]) ->
 
 def _block(where: str, raw: dict[str, Any]) -> Block:
     axes = {name: _axis(where, name, raw[name]) for name in AXES if name in raw}
-    return Block(axes, bool(raw.get("fixed", False)), bool(raw.get("skip_emulated", False)))
+    for name in ("fixed", "skip_emulated"):
+        if not isinstance(raw.get(name, False), bool):
+            raise WrongUse(f"{where}: {name}: expected true or false, not {raw[name]!r}.")
+    return Block(axes, raw.get("fixed", False), raw.get("skip_emulated", False))
 
 
 def _axis(where: str, name: str, raw: Any) -> Any:
     if isinstance(raw, dict):
+        if name == "device" or not raw:
+            raise WrongUse(f"{where}: {name}: expected a list of values.")
         _check_keys(Path(where), f"{name}: ", raw, CLASSES)
         return {kind: values_of(f"{where}: {name}", name, raw[kind]) for kind in raw}
     return values_of(f"{where}: {name}", name, raw)
@@ -99,16 +118,38 @@ def _axis(where: str, name: str, raw: Any) -> Any:
 
 def _budget(path: Path, raw: dict[str, Any]) -> Budget:
     name = raw.get("budget", "quick")
-    if name not in BUDGETS:
+    if not isinstance(name, str) or name not in BUDGETS:
         raise unknown("budget", str(name), BUDGETS)
     overrides = raw.get("budget_overrides", {})
     allowed = tuple(f.name for f in msgspec.structs.fields(Budget) if f.name != "name")
     _check_keys(path, "[budget_overrides]: ", overrides, allowed)
     try:
-        whole = msgspec.to_builtins(BUDGETS[name]) | overrides
-        return msgspec.convert(whole, Budget)
+        budget = changed(BUDGETS[name], overrides)
     except msgspec.ValidationError as error:
         raise WrongUse(f"The plan {path}: [budget_overrides]: {error}.") from error
+    return budget
+
+
+def changed(budget: Budget, changes: dict[str, Any]) -> Budget:
+    """A budget with some fields replaced, named `custom`, with a timeout that leaves room.
+
+    Raises WrongUse for a number that no measurement can be made with, and
+    msgspec.ValidationError for one of another type.
+    """
+    if not changes:
+        return budget
+    new = msgspec.convert(msgspec.to_builtins(budget) | changes | {"name": "custom"}, Budget)
+    for name, least in BUDGET_LEAST.items():
+        if not least <= getattr(new, name) < math.inf:
+            raise WrongUse(f"The budget's {name} must be {least:g} or more.")
+    for name in ("target_ci", "warmup_share"):
+        if not 0 < getattr(new, name) < 1:
+            raise WrongUse(f"The budget's {name} must be a share between 0 and 1.")
+    if "timeout_s" in changes:
+        return new
+    # Both protocols may take twice their time; set-up and a slow first step come on top.
+    room = 3 * (new.max_seconds + new.latency_seconds) + 120
+    return msgspec.structs.replace(new, timeout_s=max(new.timeout_s, room))
 
 
 def values_of(where: str, axis: str, raw: Any) -> list[Any]:
@@ -153,14 +194,23 @@ def _value(where: str, axis: str, value: Any) -> Any:
         _device(value)
     if axis == "data":
         _data(value)
-    if axis == "weights" and value not in ("random", "default") and not Path(value).is_file():
-        raise WrongUse(f"{where}: {value!r} is neither random, default nor a file.")
+    if axis == "weights" and value not in ("random", "default") and not _is_file(value):
+        raise WrongUse(f"{where}: {value[:80]!r} is neither random, default nor a file.")
     return value
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:
+        return False
 
 
 def _whole(where: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise WrongUse(f"{where}: expected a whole number of at least {least}, not {value!r}.")
+    if value > MOST:
+        raise WrongUse(f"{where}: {value} is too large.")
     return value
 
 
@@ -200,10 +250,10 @@ def _agrees(block: Block, axis: str, values: list[Any]) -> bool:
     return axis == "device" or set(block.axes.get(axis, [default])) <= set(values)
 
 
-def asked_devices(plan: Plan) -> list[str] | None:
-    """Devices the plan names, in order; None if it names none: every device found."""
-    named = [d for b in plan.blocks for d in b.axes.get("device", [])]
-    return list(dict.fromkeys(named)) or None
+def asked_devices(plan: Plan) -> tuple[list[str], bool]:
+    """Devices the plan names, in order; and whether a grid names none: every device found."""
+    named = [d for block in plan.blocks for d in block.axes.get("device", [])]
+    return list(dict.fromkeys(named)), any("device" not in block.axes for block in plan.blocks)
 
 
 def expand(
@@ -236,12 +286,17 @@ def _for_class(values: Any, kind: str) -> list[Any]:
 
 
 def _case(values: dict[str, Any]) -> Case:
-    """Real images come through a loader: two workers where the plan does not say."""
-    if (
-        values.get("loader_workers") is None
-        and split(values.get("data", "synthetic"))[0] != "synthetic"
-    ):
-        values["loader_workers"] = 2
+    """Fill in what follows from the rest.
+
+    Only training has epochs. Whole epochs and real images come through a loader,
+    of two workers for real images where the plan does not say; inference takes
+    its images from the device.
+    """
+    if values.get("task", "infer") == "infer":
+        values |= {"epochs": None, "loader_workers": None}
+    elif values.get("loader_workers") is None:
+        real = split(values.get("data", "synthetic"))[0] != "synthetic"
+        values["loader_workers"] = 2 if real else 0 if values.get("epochs") else None
     if values.get("epochs") is None:
         values["full"] = False
     return Case(**values)

@@ -17,7 +17,6 @@ class Precision(Struct, frozen=True):
     kind       `float` runs the model as it is; `int8` needs a file of an engine's own.
     tf32       whether matrix products and convolutions may round inputs to TF32.
     autocast   the type autocast uses: the device's usual one, a forced one, or none.
-    tolerance  largest relative error of logits against fp32 that still counts as right.
     """
 
     name: str
@@ -25,17 +24,16 @@ class Precision(Struct, frozen=True):
     kind: Literal["float", "int8"] = "float"
     tf32: bool = False
     autocast: Literal["usual", "fp16", "bf16"] | None = None
-    tolerance: float = 1e-4
 
 
 PRECISIONS = {
     p.name: p
     for p in (
         Precision("fp32", "IEEE single precision, TF32 off everywhere"),
-        Precision("tf32", "fp32 tensors, TF32 tensor cores", tf32=True, tolerance=5e-3),
-        Precision("amp", "autocast with the device's usual type", autocast="usual", tolerance=5e-2),
-        Precision("amp-fp16", "autocast to float16", autocast="fp16", tolerance=1e-2),
-        Precision("amp-bf16", "autocast to bfloat16", autocast="bf16", tolerance=5e-2),
-        Precision("int8", "static 8-bit quantisation, inference only", kind="int8", tolerance=0.2),
+        Precision("tf32", "fp32 tensors, TF32 tensor cores", tf32=True),
+        Precision("amp", "autocast with the device's usual type", autocast="usual"),
+        Precision("amp-fp16", "autocast to float16", autocast="fp16"),
+        Precision("amp-bf16", "autocast to bfloat16", autocast="bf16"),
+        Precision("int8", "static 8-bit quantisation, inference only", kind="int8"),
     )
 }

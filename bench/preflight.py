@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -14,15 +13,13 @@ from bench import data, registry, workload
 from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
-from bench.loading import die_with_parent
 from bench.messages import Checked, Finding, Survey
 from bench.precisions import PRECISIONS, Precision
 from bench.schema import Case, DeviceFacts
 
 
 def main(connection: Connection, payload: bytes) -> None:
-    """Answer one question of ANSWERS: `["survey", names or null]`, `["check", cases]`, …"""
-    die_with_parent()
+    """Answer one question of ANSWERS: `["survey", [names, every]]`, …"""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)  # downloads print; standard output may be somebody's JSON
     question, argument = msgspec.json.decode(payload)
@@ -31,43 +28,56 @@ def main(connection: Connection, payload: bytes) -> None:
     os._exit(0)
 
 
-def survey(asked: list[str] | None) -> Survey:
-    """Facts of the devices asked for (null: one of each product found), and of the machine."""
-    devices: list[DeviceFacts] = []
+def survey(raw: Any) -> Survey:
+    """Facts of the machine and of `[names, every]` (every: one device of each product, too)."""
+    asked, every = msgspec.convert(raw, tuple[list[str], bool])
+    devices: dict[str, DeviceFacts] = {}
     absent: dict[str, str] = {}
     kinds = registry.names("devices")
     found = {kind: registry.load("devices", kind).found() for kind in kinds}
-    for name in asked or [n for kind in kinds for n in found[kind]]:
+    for name in [*asked, *([n for kind in kinds for n in found[kind]] if every else [])]:
         kind = kind_of(name)
         try:
             # `cuda` alone means the first one.
             real = name if ":" in name else found[kind][0]
-            devices.append(open_device(real).facts())
+            devices[real] = open_device(real).facts()
         except (IndexError, RuntimeError, AssertionError, ValueError) as error:
             why = registry.load("devices", kind).why_none()
             absent[name] = f"{name}: {why if not found[kind] else _line(error)}"
-    return Survey(devices=devices, absent=absent, environment=collect())
+    return Survey(devices=list(devices.values()), absent=absent, environment=collect())
 
 
 def check(raw: Any) -> Checked:
-    """Refusals of cases whose devices are here."""
-    cases = msgspec.convert(raw, list[Case])
-    fetched = {name: _prepare(name) for name in {case.data for case in cases}}
+    """Refusals of `[cases, fetch]`, whose devices are here; data is downloaded only to `fetch`."""
+    cases, fetch = msgspec.convert(raw, tuple[list[Case], bool])
     refusals, emulated = [], []
+    fetched: dict[str, str | None] = {}
     for case in cases:
         device = open_device(case.device)
-        refusals.append(fetched[case.data] or workload.refusal(case, device))
+        if fetch and case.data not in fetched:
+            fetched[case.data] = _prepare(case.data)
+        reason = fetched.get(case.data) or workload.refusal(case, device) or _data_refusal(case)
+        refusals.append(reason)
         emulated.append(device.emulates(PRECISIONS[case.precision]))
     return Checked(refusals=refusals, emulated=emulated)
 
 
 def _prepare(name: str) -> str | None:
     try:
-        with contextlib.suppress(ModuleNotFoundError):
-            data.plugin(name).prepare(data.split(name)[1])
+        data.plugin(name).prepare(data.split(name)[1])
     except Refused as refused:
         return str(refused)
     return None
+
+
+def _data_refusal(case: Case) -> str | None:
+    """None also where the data is not here yet: then only a run can tell."""
+    try:
+        return workload.data_refusal(case, data.open_source(case))
+    except Refused as refused:
+        return str(refused)
+    except (OSError, RuntimeError):
+        return None
 
 
 def _line(error: Exception) -> str:
@@ -78,7 +88,7 @@ def diagnose(_: None) -> list[Finding]:
     """Every device, engine and precision: works, or why not and what to do."""
     found = [_device(kind) for kind in registry.names("devices")]
     found += [f for engine in registry.names("engines") for f in _engine(engine)]
-    for facts in survey(None).devices:
+    for facts in survey([[], True]).devices:
         device = open_device(facts.device)
         found += [_precision(device, precision) for precision in PRECISIONS.values()]
     noises = [

@@ -8,6 +8,7 @@ This module imports no torch and nothing that does: the child finds its code by 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
@@ -50,8 +51,14 @@ def start_server() -> None:
     multiprocessing.forkserver.ensure_running()
 
 
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
 def _child(module: str, connection: Connection, payload: bytes) -> None:
     """What every child runs first."""
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     try:
         importlib.import_module(module).main(connection, payload)
@@ -76,11 +83,18 @@ class Child:
             self.process.start()
         theirs.close()
 
-    def answers(self, timeout_s: float, on_message: Callable[[bytes], bool]) -> None:
+    def answers(
+        self,
+        timeout_s: float,
+        on_message: Callable[[bytes], bool],
+        *,
+        alive_by_message: bool = False,
+    ) -> None:
         """Hand each message to `on_message` until it returns True, then reap the child.
 
-        A message that is not the last is answered with an empty one. Raises Gone
-        or Late; the child is dead in every case when this returns.
+        A message that is not the last is answered with an empty one, and with
+        `alive_by_message` it starts the timeout anew. Raises Gone or Late; the
+        child is dead in every case when this returns.
         """
         deadline = time.monotonic() + timeout_s
         try:
@@ -94,6 +108,8 @@ class Child:
                     raise Gone(self.process.exitcode) from error
                 if message.startswith(CRASHED):
                     raise Gone(1, message[len(CRASHED) :].decode())
+                if alive_by_message:
+                    deadline = time.monotonic() + timeout_s
                 if on_message(message):
                     self.process.join(5)
                     return
@@ -136,7 +152,10 @@ def ask(module: str, payload: bytes, timeout_s: float = 120.0) -> bytes:
         Child(module, payload).answers(timeout_s, keep)
     except Gone as gone:
         why = gone.words or f"exit code {gone.code}"
-        raise NothingWorks(f"torch or torchvision cannot be used here ({why}).") from gone
+        raise NothingWorks(
+            f"The devices here could not be examined: {why}. If torch or torchvision is named, "
+            "check that it imports."
+        ) from gone
     except Late as late:
         raise NothingWorks(f"Looking at the devices took more than {timeout_s:g} s.") from late
     return found[0]

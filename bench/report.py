@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import numbers
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,8 +130,8 @@ def _machines(rows: pd.DataFrame) -> list[dict[str, Any]]:
         facts = {"devices": ", ".join(dict.fromkeys(group["device_name"].dropna()))}
         for column, name in FACTS.items():
             value = last[column]
-            if isinstance(value, float | int) and column.endswith("_bytes"):
-                value = f"{value / 2**30:.1f} GiB"
+            if isinstance(value, numbers.Real) and column.endswith("_bytes"):
+                value = f"{float(value) / 2**30:.1f} GiB"
             if not pd.api.types.is_scalar(value):
                 value = ", ".join(value)
             facts[name] = words.DASH if pd.isna(value) or value == "" else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def execute(asked: Request) -> int:
     from bench.progress import Line, Quiet, announce
 
     announce("Loading torch and looking at the machine …")
-    ready = runner.prepare(plan, full=asked.full)
+    ready = runner.prepare(plan, full=asked.full, fetch=not asked.dry_run)
     if asked.full and not any(c.full for c in ready.cases):
         raise WrongUse("--full trains whole epochs; name them with --epochs N or --plan article.")
     if asked.dry_run:
@@ -63,7 +62,7 @@ def execute(asked: Request) -> int:
     watch = runner.Watch(started=line.started, progress=line.progress, recorded=recorded)
     try:
         with line:
-            runner.run(ready, asked.results, watch, resume=asked.resume)
+            run_id = runner.run(ready, asked.results, watch, resume=asked.resume)
     except KeyboardInterrupt:
         summary.tell(records, asked.results, json=asked.json, interrupted=True)
         return 130
@@ -73,7 +72,8 @@ def execute(asked: Request) -> int:
             print(f"Not saved: {words.result(error.record)}", file=sys.stderr)
         raise
     summary.tell(records, asked.results, json=asked.json, interrupted=False)
-    return exit_code(records)
+    # A resumed run is judged whole.
+    return exit_code(store.statuses(asked.results, run_id))
 
 
 def resolve(asked: Request) -> planning.Plan:
@@ -117,7 +117,7 @@ def _budget(asked: Request, budget: Budget) -> Budget:
         }
     if asked.timeout_s is not None:
         changes["timeout_s"] = _positive(asked.timeout_s, "--timeout")
-    return msgspec.structs.replace(budget, **changes)
+    return planning.changed(budget, changes)
 
 
 def share(text: str, flag: str) -> float:
@@ -142,9 +142,8 @@ def as_json(record: Record) -> str:
     return msgspec.json.encode(store.row(record)).decode()
 
 
-def exit_code(records: Collection[Record]) -> int:
+def exit_code(statuses: set[str]) -> int:
     """See cli.EXIT_CODES."""
-    statuses = {r.status for r in records}
     if statuses & {"failed", "timeout"}:
         return 4
     return 0 if "measured" in statuses else 3

@@ -44,13 +44,23 @@ class Ready(Struct, frozen=True):
     survey: Survey
 
     @property
+    def machine(self) -> dict[str, object]:
+        """What a run must have been made on to be resumed here."""
+        facts = self.survey.environment
+        names = ("cpu_model", "cpu_cores_physical", "memory_bytes")
+        return {name: getattr(facts, name) for name in names}
+
+    @property
     def hash(self) -> str:
         """See planning.plan_hash."""
         return plan_hash(self.cases, self.plan.budget, self.plan.repeats)
 
 
-def prepare(plan: Plan, *, full: bool = False) -> Ready:
-    """Ask children which devices are here and which cases they refuse. Measures nothing."""
+def prepare(plan: Plan, *, full: bool = False, fetch: bool = True) -> Ready:
+    """Ask children which devices are here and which cases they refuse. Measures nothing.
+
+    `fetch`: data that is not here may be downloaded.
+    """
     question = msgspec.json.encode(["survey", asked_devices(plan)])
     survey = msgspec.json.decode(processes.ask("bench.preflight", question), type=Survey)
     planned = expand(plan, survey.devices, list(survey.absent), full=full)
@@ -60,14 +70,14 @@ def prepare(plan: Plan, *, full: bool = False) -> Ready:
         for p in planned
         if p.case.device in survey.absent
     }
-    refusals |= _refusals(present)
+    refusals |= _refusals(present, fetch=fetch)
     return Ready(plan, [p.case for p in planned], refusals, survey)
 
 
-def _refusals(planned: list[Planned]) -> dict[str, str]:
+def _refusals(planned: list[Planned], *, fetch: bool) -> dict[str, str]:
     if not planned:
         return {}
-    question = msgspec.json.encode(["check", [p.case for p in planned]])
+    question = msgspec.json.encode(["check", [[p.case for p in planned], fetch]])
     # Checking data may download it.
     answer = processes.ask("bench.preflight", question, timeout_s=1800)
     checked = msgspec.json.decode(answer, type=Checked)
@@ -86,8 +96,9 @@ def run_id_now() -> str:
 
 def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> str:
     """Run what has no record yet and return the run's id. Raises CannotStore."""
-    unfinished = store.unfinished_run(folder, ready.hash) if resume else None
+    unfinished = store.unfinished_run(folder, ready.hash, ready.machine) if resume else None
     run_id, keys = unfinished or (run_id_now(), [])
+    index = store.next_index(folder, run_id)
     schedule: Schedule = Grid(ready.cases, ready.plan.repeats)
     done: set[Key] = set(keys)
     total = len(ready.cases) * ready.plan.repeats
@@ -96,7 +107,8 @@ def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> st
         while (trial := schedule.next(done)) is not None:
             watch.started(trial, len(done), total)
             record = runner.attempt(trial)
-            store.append(folder, record, len(done))
+            store.append(folder, record, index)
+            index += 1
             done.add(trial.key)
             watch.recorded(record)
     return run_id
@@ -157,7 +169,7 @@ class Runner(Struct, frozen=True):
     def _in_a_process(self, case: Case, log: Path, *, fresh: bool) -> Outcome:
         budget = self.ready.plan.budget
         log.unlink(missing_ok=True)
-        order = Order(case=case, budget=budget, started=time.time(), log=str(log))
+        order = Order(case=case, budget=budget, started=time.monotonic(), log=str(log))
         kills = host.oom_kills()
         outcomes: list[Outcome] = []
 
@@ -171,7 +183,7 @@ class Runner(Struct, frozen=True):
 
         child = processes.Child("bench.worker", msgspec.json.encode(order), fresh=fresh)
         try:
-            child.answers(budget.timeout_s, hear)
+            child.answers(budget.timeout_s, hear, alive_by_message=case.full)
         except processes.Late:
             return Outcome(
                 status="timeout",

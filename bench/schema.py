@@ -65,7 +65,8 @@ class Case(Struct, frozen=True, kw_only=True):
         for name in _TAIL:
             value, default = getattr(self, name), _DEFAULTS[name]
             if value != default:
-                parts.append(name if value is True else f"{name}={str(value).lower()}")
+                text = str(value).lower() if isinstance(value, bool) else value
+                parts.append(name if value is True else f"{name}={text}")
         return "/".join(parts)
 
     @property
@@ -88,12 +89,15 @@ class Budget(Struct, frozen=True, kw_only=True):
     max_samples: Annotated[int, doc("throughput samples at most")] = 1000
     min_seconds: Annotated[float, doc("steady measuring time at least")] = 2.0
     max_seconds: Annotated[
-        float, doc("throughput measuring time, doubled only to reach min_samples")
+        float, doc("measuring time of the throughput protocol; at most twice that for min_samples")
     ] = 8.0
     warmup_share: Annotated[float, doc("largest share of max_seconds spent on warm-up")] = 0.25
     latency_requests: Annotated[int, doc("requests of the latency protocol at most")] = 400
     latency_seconds: Annotated[float, doc("seconds of the latency protocol at most")] = 4.0
-    timeout_s: Annotated[float, doc("a case still running after this is killed")] = 300.0
+    timeout_s: Annotated[
+        float,
+        doc("a case still running then is killed; when training fully, after so much silence"),
+    ] = 300.0
 
 
 BUDGETS = {
@@ -245,7 +249,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     first_loss: Annotated[float | None, doc("loss of the first training step")] = None
     last_loss: Annotated[
         float | None,
-        doc("loss after a fixed number of steps, see last_loss_step; same seed, same data"),
+        doc("loss of step last_loss_step: the last of a full training, else the third"),
     ] = None
     last_loss_step: Annotated[int | None, doc("the step last_loss belongs to, counted from 1")] = (
         None
@@ -309,6 +313,7 @@ WARNINGS = {
     "emulated": "this device has no units for this precision; it is emulated",
     "simulated": "made on a simulated device; not a measurement",
     "few_requests": "too few requests for p99; give it more time with --budget standard",
+    "no_test_images": "the data has no test/ or val/ folder, so no test accuracy was measured",
     "corrupt_images": "some images could not be decoded and were replaced",
     "pretend_data": "synthetic images stood in for the real data set",
 }

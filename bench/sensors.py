@@ -8,9 +8,13 @@ from pathlib import Path
 import psutil
 
 
-def reset_peak_host_memory() -> None:
-    """Start a new high-water mark of this process (proc(5), clear_refs 5)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def reset_peak_host_memory() -> bool:
+    """Start a new high-water mark of this process (proc(5), clear_refs 5); False if it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def peak_host_memory_bytes() -> int | None:

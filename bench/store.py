@@ -164,6 +164,9 @@ def _conform(path: Path, schema: pa.Schema) -> pa.Table:
             f"written with schema {newest}, this version reads up to {SCHEMA_VERSION}; "
             "upgrade resnet-bench to read it"
         )
+    lacking = [f.name for f in schema if not f.nullable and f.name not in table.column_names]
+    if lacking:
+        raise _Unusable(f"not a whole record, it lacks {lacking[0]}")
     try:
         parts = [
             table[f.name].cast(f.type)
@@ -178,12 +181,36 @@ def _conform(path: Path, schema: pa.Schema) -> pa.Table:
         raise _Unusable(f"a column has another type ({str(error).splitlines()[0][:80]})") from error
 
 
-def unfinished_run(folder: Path, plan_hash: str) -> tuple[str, list[tuple[str, int, str]]] | None:
-    """The newest run of this plan that lacks records, and the keys it has; or None."""
-    frame = read(folder, ["run_id", "plan_hash", "planned", "case_id", "round", "purpose"]).frame
-    frame = frame[frame["plan_hash"] == plan_hash]
-    for run_id, rows in sorted(frame.groupby("run_id"), reverse=True):
-        keys = list(zip(rows["case_id"], rows["round"], rows["purpose"], strict=True))
+Key = tuple[str, int, str]
+KEY = ["case_id", "round", "purpose"]
+
+
+def unfinished_run(
+    folder: Path, plan_hash: str, machine: dict[str, object]
+) -> tuple[str, list[Key]] | None:
+    """The newest run of this plan that lacks records, and the keys it has; or None.
+
+    Only rows that agree with `machine` (column -> value) count: a run copied here
+    from another machine must not be finished on this one.
+    """
+    frame = read(folder, ["run_id", "plan_hash", "planned", *KEY, *machine]).frame
+    keep = frame["plan_hash"] == plan_hash
+    for name, value in machine.items():
+        keep &= frame[name].isna() if value is None else frame[name] == value
+    for run_id, rows in sorted(frame[keep].groupby("run_id"), reverse=True):
+        keys = list(zip(*(rows[name] for name in KEY), strict=True))
         if len(set(keys)) < int(rows["planned"].max()):
             return str(run_id), keys
     return None
+
+
+def statuses(folder: Path, run_id: str) -> set[str]:
+    """The statuses of all records of a run."""
+    frame = read(folder, ["run_id", "status"]).frame
+    return set(frame[frame["run_id"] == run_id]["status"])
+
+
+def next_index(folder: Path, run_id: str) -> int:
+    """The number after the highest that a file of this run has."""
+    numbers = [p.stem.removeprefix(f"{run_id}-") for p in folder.rglob(f"{run_id}-*.parquet")]
+    return max((int(n) + 1 for n in numbers if n.isdigit()), default=0)

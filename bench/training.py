@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from msgspec import Struct
+from torch.utils.data import DataLoader
 
-from bench.devices import Device, Mark
-from bench.loading import Batch
+from bench.devices import Device
+from bench.devices import Mark as DeviceMark
+from bench.loading import Batch, Endless
 from bench.precisions import Precision
 from bench.recipes import Recipe
 
-LAST_LOSS_STEP = 8  # every case trains at least so many steps, so this loss can be compared
+Place = Callable[[torch.Tensor], torch.Tensor]
+
+# Every case trains at least this many steps however slow it is, so losses up to here compare.
+COMPARED_STEPS = 3
 
 
 class Trainer:
@@ -46,71 +55,96 @@ class Trainer:
     def _remember(self, loss: torch.Tensor) -> None:
         self.steps += 1
         self.latest = loss
-        if len(self.early) < LAST_LOSS_STEP:
+        if len(self.early) < COMPARED_STEPS:
             self.early.append(loss)
         if self.recipe.LOG_EVERY and self.steps % self.recipe.LOG_EVERY == 0:
             loss.item()  # what logging costs: a wait for the device
 
 
+class Mark(Struct, frozen=True):
+    """What one fed step left behind."""
+
+    wait_s: float
+    copying: DeviceMark
+    computing: DeviceMark
+    done: DeviceMark
+    epoch: int
+
+
 class Fed:
     """A training step that first waits for a batch and copies it to the device.
 
-    Keeps a mark at each boundary; `split` turns them into seconds a step.
+    Keeps a mark a step; `split` turns them into seconds.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        batches: Iterator[Batch],
-        place: Callable[[torch.Tensor], torch.Tensor],
+        self, trainer: Trainer, batches: DataLoader[Any], place: Place, corrupt: list[str]
     ) -> None:
-        self.trainer, self.batches, self.place = trainer, batches, place
+        self.trainer, self.batches, self.place = trainer, Endless(batches), place
         self.device = trainer.device
-        self.marks: list[tuple[float, Mark, Mark, Mark]] = []
-        self.corrupt: list[str] = []
+        self.marks: list[Mark] = []
+        self.images = 0
+        self.corrupt = corrupt
 
     def __call__(self) -> None:
         """Wait, copy, train."""
-        import time
-
         start = time.perf_counter()
-        images, target, corrupt = next(self.batches)
-        wait = time.perf_counter() - start
-        before = self.device.mark()
+        self.train_on(next(self.batches), time.perf_counter() - start)
+
+    def epoch(self, pulse: Callable[[], None]) -> int:
+        """One epoch to its very end, and how many steps it had; `pulse` after each of them.
+
+        A loader left unfinished would shuffle the next epoch otherwise.
+        """
+        steps = 0
+        start = time.perf_counter()
+        for batch in self.batches.batches:
+            self.train_on(batch, time.perf_counter() - start)
+            steps += 1
+            pulse()
+            start = time.perf_counter()
+        return steps
+
+    def train_on(self, batch: Batch, wait_s: float) -> None:
+        """Copy and train on a batch that has been waited for."""
+        images, target, corrupt = batch
+        copying = self.device.mark()
         images, target = (
             self.place(images),
             target.to(self.device.torch_device(), non_blocking=True),
         )
-        copied = self.device.mark()
+        computing = self.device.mark()
         self.trainer(images, target)
-        self.marks.append((wait, before, copied, self.device.mark()))
+        self.marks.append(Mark(wait_s, copying, computing, self.device.mark(), self.batches.turns))
+        self.images += len(target)
         self.corrupt += corrupt
 
-    def split(self, skip: int) -> tuple[float, float, float] | None:
+    def split(self, skip: int) -> tuple[float, float, float]:
         """Mean seconds a step of waiting, copying and computing, without the first `skip` steps."""
         kept = self.marks[skip:]
-        if not kept:
-            return None
         seconds = self.device.seconds
         return (
-            sum(wait for wait, *_ in kept) / len(kept),
-            sum(seconds(before, copied) for _, before, copied, _ in kept) / len(kept),
-            sum(seconds(copied, done) for *_, copied, done in kept) / len(kept),
+            statistics.fmean(m.wait_s for m in kept),
+            statistics.fmean(seconds(m.copying, m.computing) for m in kept),
+            statistics.fmean(seconds(m.computing, m.done) for m in kept),
         )
+
+    def boundaries(self, skip: int) -> int:
+        """How many times an epoch ended and another began after the first `skip` steps."""
+        return self.marks[-1].epoch - self.marks[skip - 1].epoch
 
 
 def accuracy(
-    model: torch.nn.Module,
-    batches: Iterator[Batch],
-    place: Callable[[torch.Tensor], torch.Tensor],
+    model: torch.nn.Module, batches: Iterable[Batch], place: Place, corrupt: list[str]
 ) -> float:
     """Share of right answers in evaluation mode; the model is left in training mode."""
     right = total = 0
     model.eval()
     with torch.inference_mode():
-        for images, target, _ in batches:
+        for images, target, names in batches:
             guess = model(place(images)).argmax(1).cpu()
             right += int((guess == target).sum())
             total += len(target)
+            corrupt += names
     model.train()
     return right / total

@@ -14,7 +14,6 @@ import msgspec
 import psutil
 
 from bench.errors import Refused
-from bench.loading import die_with_parent
 from bench.measure import Live, Tell
 from bench.messages import Order, Outcome, Progress
 from bench.observe import observe
@@ -48,9 +47,8 @@ def main(connection: Connection, payload: bytes) -> None:
 
 
 def settle_in() -> None:
-    """A process group of its own, first to be killed when memory runs out, dead with its parent."""
+    """A process group of its own, and the first to be killed when memory runs out."""
     os.setpgid(0, 0)
-    die_with_parent()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +34,9 @@ class Work(Struct, kw_only=True):
     pretend_data: bool = False
     trainer: Trainer | None = None
     fed: Fed | None = None
+    corrupt: list[str] = []  # names of images that could not be decoded, as they are met
     batches: Any = None  # the training DataLoader, where there is one
     short: Any = None  # a loader that is soon at the end of its epoch
-    epoch: Callable[[], int] | None = None
     evaluate: Callable[[], float] | None = None
     forward: Forward | None = None
     request: Callable[[], torch.Tensor] | None = None
@@ -57,21 +56,27 @@ def missing_modules(module: ModuleType) -> list[str]:
 def refusal(case: Case, device: Device) -> str | None:
     """Why this case cannot run on this device, or None."""
     precision = PRECISIONS[case.precision]
-    if refused := device.refuses(precision):
-        return refused
-    module = realisation(case)
+    return (
+        device.refuses(precision)
+        or _engine_refusal(case, device)
+        or models.refuses(case.model, case.weights)
+        or _batch_norm_refusal(case)
+    )
+
+
+def _engine_refusal(case: Case, device: Device) -> str | None:
+    kind, module = PRECISIONS[case.precision].kind, realisation(case)
     if module is None:
-        able = [
-            e for e in registry.names("engines") if registry.has("engines", f"{e}.{precision.kind}")
-        ]
-        return f"the engine {case.engine} has no {precision.kind}; use --engine {' or '.join(able)}"
+        able = [e for e in registry.names("engines") if registry.has("engines", f"{e}.{kind}")]
+        return f"the engine {case.engine} has no {kind}; use --engine {' or '.join(able)}"
     missing = missing_modules(module)
     if missing:
-        return (
-            f"{case.engine} {precision.kind} needs {', '.join(missing)}: pip install {missing[0]}"
-        )
-    if reason := module.refuses(case, device):
-        return str(reason)
+        return f"{case.engine} {kind} needs {', '.join(missing)}: pip install {missing[0]}"
+    reason: str | None = module.refuses(case, device)
+    return reason
+
+
+def _batch_norm_refusal(case: Case) -> str | None:
     single = case.task == "train" and case.batch_size == 1
     if single and models.last_side(case.model, case.image_size) == 1:
         return (
@@ -81,15 +86,27 @@ def refusal(case: Case, device: Device) -> str | None:
     return None
 
 
+def data_refusal(case: Case, source: data.Source) -> str | None:
+    """Why this case cannot run on this data, or None."""
+    if case.classes is not None and case.classes < source.classes:
+        return f"the data has {source.classes} classes, the model only {case.classes}"
+    images = source.train if case.task == "train" or source.test is None else source.test
+    if len(images) < case.batch_size and not case.full:
+        return (
+            f"{len(images)} images are fewer than one batch of {case.batch_size}; "
+            "use a smaller --batch-size"
+        )
+    return None
+
+
 def compose(case: Case) -> Work:
     """Build the model, the data and the step. Raises Refused."""
     device, precision = open_device(case.device), PRECISIONS[case.precision]
     settings = device.prepare(case, precision)
     source = data.open_source(case)
-    classes = case.classes or source.classes
-    if classes < source.classes:
-        raise Refused(f"the data has {source.classes} classes, the model only {classes}")
-    model = models.build(case.model, case.weights, classes, case.seed)
+    if refused := data_refusal(case, source):
+        raise Refused(refused)
+    model = models.build(case.model, case.weights, case.classes or source.classes, case.seed)
     digest = models.weights_sha256(model)
     layout = getattr(torch, LAYOUTS[case.memory_format])
     model = model.to(device.torch_device()).to(memory_format=layout)
@@ -98,13 +115,15 @@ def compose(case: Case) -> Work:
         return images.to(device.torch_device(), non_blocking=True, memory_format=layout)
 
     loaders = loading.Loaders(case, source, device.asynchronous)
-    made = Composer(case, device, source, place, loaders)
+    corrupt: list[str] = []
+    made = Composer(case, device, source, place, loaders, corrupt)
     parts = made.training(model) if case.task == "train" else made.inference(model)
     return Work(
         device=device,
         settings=settings,
         weights_sha256=digest,
         pretend_data=source.pretend,
+        corrupt=corrupt,
         **parts,
     )
 
@@ -120,6 +139,7 @@ class Composer(Struct, frozen=True):
     source: data.Source
     place: Callable[[torch.Tensor], torch.Tensor]
     loaders: loading.Loaders
+    corrupt: list[str]
 
     def training(self, model: torch.nn.Module) -> dict[str, Any]:
         """A training step, fed by a loader where the case has one."""
@@ -131,7 +151,7 @@ class Composer(Struct, frozen=True):
             images, target = self.place(images), target.to(self.device.torch_device())
             return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": 0.0}
         batches = self.loaders.train(whole=case.full)
-        fed = Fed(trainer, loading.endless(batches), self.place)
+        fed = Fed(trainer, batches, self.place, self.corrupt)
         return {
             "step": fed,
             "trainer": trainer,
@@ -139,24 +159,12 @@ class Composer(Struct, frozen=True):
             "batches": batches,
             "cycle": max(1, case.loader_workers),
             "short": self.loaders.short(),
-            "epoch": lambda: self._epoch(fed, batches),
-            "evaluate": lambda: self._evaluate(model),
+            "evaluate": (lambda: self._evaluate(model)) if self.source.test else None,
             "build_s": 0.0,
         }
 
-    def _epoch(self, fed: Fed, batches: Any) -> int:
-        """One epoch to its very end: a loader left unfinished shuffles the next one otherwise."""
-        fed.batches = iter(batches)
-        steps = 0
-        with contextlib.suppress(StopIteration):
-            while True:
-                fed()
-                steps += 1
-        return steps
-
     def _evaluate(self, model: torch.nn.Module) -> float:
-        batches = self.loaders.test(whole=True)
-        return accuracy(model, iter(batches), self.place)
+        return accuracy(model, self.loaders.test(whole=True), self.place, self.corrupt)
 
     def inference(self, model: torch.nn.Module) -> dict[str, Any]:
         """A forward pass on images that wait on the device, and a request from host to host."""
@@ -182,15 +190,16 @@ class Composer(Struct, frozen=True):
 
     def _host_batches(self, count: int) -> Iterator[torch.Tensor]:
         """`count` seeded batches on the host."""
-        if self.case.loader_workers is None:
+        if self.source.pretend:
             for number in range(count):
-                yield loading.synthetic_batch(
-                    _with_seed(self.case, self.case.seed + number), self.source.classes
-                )[0]
+                case = _with_seed(self.case, self.case.seed + number)
+                yield loading.synthetic_batch(case, self.source.classes)[0]
             return
-        batches = loading.endless(self.loaders.test())
+        batches = loading.Endless(self.loaders.test())
         for _ in range(count):
-            yield next(batches)[0]
+            images, _, names = next(batches)
+            self.corrupt.extend(names)
+            yield images
 
 
 def _with_seed(case: Case, seed: int) -> Case:

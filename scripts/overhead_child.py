@@ -8,13 +8,11 @@ from multiprocessing.connection import Connection
 import msgspec
 
 from bench import workload
-from bench.loading import die_with_parent
 from bench.measure import Loop, steps_per_sample
 from bench.schema import BUDGETS, Case
 
 
 def main(connection: Connection, payload: bytes) -> None:
-    die_with_parent()
     work = workload.compose(msgspec.json.decode(payload, type=Case))
     loop = Loop(work.device, BUDGETS["quick"])
     loop.timed(work.step, 20)

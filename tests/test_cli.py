@@ -44,6 +44,9 @@ WRONG = {
     "weights": (["run", "--weights", "absent.pt"], "neither random, default nor a file"),
     "results": (["run", "--results", "/proc/results"], "is not writable"),
     "full": (["run", "--plan", "one", "--full"], "--full trains whole epochs"),
+    "seed": (["run", "--seed", "9223372036854775808"], "too large"),
+    "long weights": (["run", "--weights", "w" * 5000], "neither random, default nor a file"),
+    "long folder": (["run", "--data", "folder:" + "d" * 5000], "too long"),
     "budget": (["run", "--budget", "slow"], "slow"),
 }
 

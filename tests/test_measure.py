@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -102,6 +103,38 @@ def test_a_speed_that_never_settles_says_so() -> None:
     rig = Rig([0.1 * 1.2**n for n in range(40)])
     taken = rig.loop().throughput(rig.step)
     assert not taken.settled
+
+
+def test_very_slow_steps_end_soon() -> None:
+    """A step of thrice the budget: one sample, said to be unsettled, not eight of them."""
+    rig = Rig([30.0])
+    taken = rig.loop().throughput(rig.step)
+    assert len(taken.samples_s) == 1
+    assert not taken.settled
+    assert taken.stop_reason == "max_seconds"
+    assert taken.seconds_per_step()[1] is None
+
+
+def test_full_epochs_are_timed_without_what_comes_between() -> None:
+    """Evaluation is outside; a sign of life is given within long epochs."""
+    rig = Rig([0.5])
+    told: list[Live] = []
+
+    def epoch(pulse: Callable[[], None]) -> int:
+        for _ in range(100):
+            rig.step()
+            rig.synchronize()
+            pulse()
+        return 100
+
+    def test() -> None:
+        rig.now += 1000.0
+
+    loop = Loop(rig, BUDGET, told.append, rig.clock)
+    taken, steps = loop.epochs(epoch, test, 2)
+    assert taken == pytest.approx([50.0, 50.0])
+    assert steps == 100
+    assert len(told) >= 8
 
 
 def test_every_request_is_kept_and_the_first_stands_apart() -> None:

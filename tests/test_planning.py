@@ -64,8 +64,35 @@ def test_an_absent_device_keeps_its_cases() -> None:
 
 def test_real_images_come_through_a_loader() -> None:
     """Without a word about workers there are two; synthetic images need none."""
-    plan = planning.override(planning.load("one"), {"data": ["cifar10", "synthetic"]})
+    flags = {"data": ["cifar10", "synthetic"], "task": ["train"]}
+    plan = planning.override(planning.load("one"), flags)
     assert {c.data: c.loader_workers for c in cases(plan, CPU)} == {"cifar10": 2, "synthetic": None}
+
+
+def test_whole_epochs_come_through_a_loader_and_only_in_training() -> None:
+    """Synthetic images too; inference has neither epochs nor a loader."""
+    flags = {"task": ["train", "infer"], "epochs": [2]}
+    train, infer = cases(planning.override(planning.load("one"), flags), CPU)
+    assert (train.epochs, train.loader_workers) == (2, 0)
+    assert (infer.epochs, infer.loader_workers) == (None, None)
+
+
+def test_a_grid_without_a_device_takes_every_device() -> None:
+    """Also beside a grid that names one."""
+    named, other = planning.Block({"device": ["cuda"]}), planning.Block({"batch_size": [2]})
+    plan = planning.Plan("p", [named, other], BUDGETS["quick"])
+    assert planning.asked_devices(plan) == (["cuda"], True)
+    found = cases(plan, CPU, GPU)
+    assert {(c.device, c.batch_size) for c in found} == {("cuda:0", 1), ("cpu", 2), ("cuda:0", 2)}
+
+
+def test_a_changed_budget_is_custom_and_leaves_room() -> None:
+    """A longer measurement is never killed by the shorter one's timeout."""
+    budget = planning.changed(BUDGETS["quick"], {"max_seconds": 300.0, "latency_seconds": 300.0})
+    assert budget.name == "custom"
+    assert budget.timeout_s >= 1800
+    assert planning.changed(BUDGETS["quick"], {"timeout_s": 5.0}).timeout_s == 5.0
+    assert planning.changed(BUDGETS["quick"], {}) is BUDGETS["quick"]
 
 
 def test_the_article_as_printed_and_tuned() -> None:
@@ -117,6 +144,14 @@ def test_a_grid_runs_every_case_once_a_round_interleaved(
         ("repeats = 0\n[[cases]]", "at least 1, not 0"),
         ("cases = 3", "at least one [[cases]]"),
         ("speed = 1\n[[cases]]", "unknown key 'speed'"),
+        ("budget = ['quick']\n[[cases]]", "no budget"),
+        ("[[cases]]\nbatch_size = {}", "expected a list"),
+        ("[[cases]]\ndevice = { gpu = ['cuda'] }", "expected a list"),
+        ("[[cases]]\nfixed = 'no'", "expected true or false"),
+        ("[[cases]]\nseed = 9223372036854775808", "too large"),
+        ("[budget_overrides]\nmin_samples = 0\n[[cases]]", "min_samples must be 8 or more"),
+        ("[budget_overrides]\nmax_seconds = -1.0\n[[cases]]", "max_seconds must be"),
+        ("[budget_overrides]\ntarget_ci = 2.0\n[[cases]]", "a share between 0 and 1"),
     ],
 )
 def test_mistakes_in_a_plan_are_sentences(tmp_path: Path, text: str, said: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench import analysis, store
 from bench.errors import NothingToReport, WrongUse
 from bench.report import make
-from bench.schema import Case
+from bench.schema import BUDGETS, Case
 from tests.conftest import Bench
 from tests.records import record, write
 
@@ -27,8 +29,18 @@ JOB = {
     "memory_format": "contiguous",
     "data": "folder:cifar",
 }
-PROJECTED = {"projected_s": 3000.0, "projected_ci_low_s": 2900.0, "projected_ci_high_s": 3100.0}
-ON_GPU = {"projected_s": 75.0, "projected_ci_low_s": 74.0, "projected_ci_high_s": 76.0}
+PROJECTED = {
+    "epoch_images": 50_000,
+    "projected_s": 3000.0,
+    "projected_ci_low_s": 2900.0,
+    "projected_ci_high_s": 3100.0,
+}
+ON_GPU = {
+    "epoch_images": 50_000,
+    "projected_s": 75.0,
+    "projected_ci_low_s": 74.0,
+    "projected_ci_high_s": 76.0,
+}
 
 
 def page(tmp_path: Path, *records: object) -> str:
@@ -66,6 +78,26 @@ def test_two_devices_give_the_ratio(tmp_path: Path) -> None:
     )
     headline = make(tmp_path / "data", tmp_path / "out").headline
     assert "40.0 times" in headline
+
+
+def test_another_data_set_is_not_the_articles_job(tmp_path: Path) -> None:
+    """Ten epochs of a few images of one's own do not stand beside 72 s and 2,200 s."""
+    few = record(Case(**JOB), measurement=PROJECTED | {"epoch_images": 300})
+    write(tmp_path / "data", few)
+    assert "has not been measured here" in make(tmp_path / "data", tmp_path / "out").headline
+
+
+def test_a_trained_job_goes_before_a_projected_one_and_the_newest_first(tmp_path: Path) -> None:
+    """Three records of one device: an old projection, a new one, a training in between."""
+    trained = {"train_s": 2500.0, "epoch_images": 50_000}
+    full = record(Case(**JOB, full=True), measurement=trained, number=1)
+    slow = {"projected_s": 9e3, "projected_ci_low_s": 8.9e3, "projected_ci_high_s": 9.1e3}
+    old = record(Case(**JOB, threads=1), measurement=PROJECTED | slow)
+    new = record(Case(**JOB), measurement=PROJECTED, number=2)
+    write(tmp_path / "a", old, new)
+    assert "3,000 s" in make(tmp_path / "a", tmp_path / "out").headline
+    write(tmp_path / "b", old, full, new)
+    assert "2,500 s (trained in full)" in make(tmp_path / "b", tmp_path / "out").headline
 
 
 def test_a_simulated_gpu_is_in_no_headline_and_no_chart(tmp_path: Path) -> None:
@@ -109,6 +141,18 @@ def test_rounds_become_one_row_with_the_spread_between_processes(tmp_path: Path)
     assert two["throughput_ci_low"] != two["throughput_ci_low"]  # NaN
 
 
+def test_a_failed_round_is_not_hidden_by_the_others(tmp_path: Path) -> None:
+    """The row is the failed one's and says how many rounds were measured."""
+    rounds = [
+        record(rate=99.0, round=1),
+        record(status="failed", round=2, number=1),
+        record(rate=101.0, round=3, number=2),
+    ]
+    row = analysis.newest(store.read(write(tmp_path, *rounds)).frame).iloc[0]
+    assert row["status"] == "failed"
+    assert row["reason"].endswith("(2 of 3 rounds were measured)")
+
+
 def test_speedups_name_their_baseline_and_the_best_fp32(tmp_path: Path) -> None:
     """INT8 against the same engine's fp32, and against the best fp32 of the machine."""
     slow = record(Case(memory_format="contiguous"), 8.0)
@@ -132,6 +176,26 @@ def test_wrong_baselines_are_sentences(tmp_path: Path) -> None:
             make(tmp_path / "data", tmp_path / "out", selector)
 
 
+@pytest.mark.parametrize(
+    "selector", ["loader_workers=0", "epochs=10", "full=false", "batch_size=64"]
+)
+def test_a_baseline_may_name_any_field(tmp_path: Path, selector: str) -> None:
+    """Numbers that can be null and booleans are written as on the command line."""
+    write(tmp_path / "data", record(Case(**JOB)))
+    make(tmp_path / "data", tmp_path / "out", selector)
+
+
+def test_lines_of_unlike_cases_are_not_joined(tmp_path: Path) -> None:
+    """Two thread counts are two lines of the throughput chart."""
+    from bench.charts import throughput
+
+    cases = [Case(batch_size=b, threads=t) for t in (1, 2) for b in (1, 8)]
+    frame = store.read(write(tmp_path, *(record(c) for c in cases))).frame
+    figure = throughput.draw(analysis.newest(frame))
+    assert figure is not None
+    assert len(figure.axes[0].get_legend_handles_labels()[1]) == 2
+
+
 def test_nothing_to_report_is_exit_3(bench: Bench, tmp_path: Path) -> None:
     """No folder, or no record in it."""
     assert bench("report").code == 3
@@ -148,8 +212,18 @@ def test_the_command_of_a_row_measures_the_same_case(bench: Bench, tmp_path: Pat
     case = Case(**{**JOB, "data": "synthetic", "threads": 1})
     rows = analysis.newest(store.read(write(tmp_path / "x", record(case))).frame)
     command = analysis.command(rows.to_dict("records")[0])
-    done = bench(*command.split()[1:], "--dry-run")
+    done = bench(*shlex.split(command)[1:], "--dry-run")
     assert done.out.split()[0] == case.case_id
+
+
+def test_the_command_quotes_and_keeps_the_budget(tmp_path: Path) -> None:
+    """A folder with a blank, and a budget of one's own."""
+    budget = msgspec.structs.replace(BUDGETS["quick"], name="custom", max_seconds=30.0)
+    made = record(Case(task="train", data="folder:my images", loader_workers=2), budget=budget)
+    rows = analysis.newest(store.read(write(tmp_path, made)).frame)
+    command = analysis.command(rows.to_dict("records")[0])
+    assert "--data 'folder:my images'" in command
+    assert "--max-seconds 30" in command
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -55,8 +55,8 @@ GOLDEN = {
     Case(device="cuda:0", precision="amp", batch_size=64): (
         "resnet50/infer/cuda:0/eager/amp/b64/px224"
     ),
-    Case(task="train", data="folder:d", loader_workers=2, threads=1, cudnn_benchmark=False): (
-        "resnet50/train/cpu/eager/fp32/b1/px224/data=folder:d/loader_workers=2"
+    Case(task="train", data="folder:D", loader_workers=2, threads=1, cudnn_benchmark=False): (
+        "resnet50/train/cpu/eager/fp32/b1/px224/data=folder:D/loader_workers=2"
         "/cudnn_benchmark=false/threads=1"
     ),
 }
@@ -113,15 +113,19 @@ def test_bad_files_are_named_and_passed_over(bench: Bench, tmp_path: Path) -> No
     position = newer.column_names.index("schema_version")
     newer = newer.set_column(position, "schema_version", [[schema.SCHEMA_VERSION + 1]])
     pq.write_table(newer, folder / "newer.parquet")
+    pq.write_table(
+        newer.drop_columns(["warnings", "schema_version"]).append_column("schema_version", [[1]]),
+        folder / "half.parquet",
+    )
     odd = newer.set_column(position, "schema_version", [["one"]])
     pq.write_table(odd, folder / "odd.parquet")
     done = bench("report")
     assert done.code == 0, done.err
     notes = [line for line in done.err.splitlines() if "passed over" in line]
     assert [n.split(":")[1].strip() for n in notes] == [
-        "corrupt.parquet", "foreign.parquet", "newer.parquet", "odd.parquet",
+        "corrupt.parquet", "foreign.parquet", "half.parquet", "newer.parquet", "odd.parquet",
     ]  # fmt: skip
-    assert "upgrade resnet-bench" in notes[2]
+    assert "upgrade resnet-bench" in notes[3]
 
 
 def test_an_older_file_without_a_column_reads_as_null(tmp_path: Path) -> None:
@@ -154,6 +158,17 @@ def test_the_newest_unfinished_run_of_the_plan_is_found(tmp_path: Path) -> None:
         record(run_id="20260103T000000Z-cccccc", planned=1),
         record(run_id="20260104T000000Z-dddddd", planned=2, plan_hash="other"),
     )
-    found = store.unfinished_run(tmp_path, "0" * 12)
+    machine = {"cpu_model": "Test CPU"}
+    found = store.unfinished_run(tmp_path, "0" * 12, machine)
     assert found == ("20260102T000000Z-bbbbbb", [(Case(batch_size=2).case_id, 1, "grid")])
-    assert store.unfinished_run(tmp_path, "none") is None
+    assert store.unfinished_run(tmp_path, "none", machine) is None
+    assert store.unfinished_run(tmp_path, "0" * 12, {"cpu_model": "Other CPU"}) is None
+
+
+def test_a_new_record_never_takes_the_name_of_another(tmp_path: Path) -> None:
+    """Also after a file was lost: the number is one more than the highest there is."""
+    run_id = record().run_id
+    assert store.next_index(tmp_path, run_id) == 0
+    write(tmp_path, *(record(Case(batch_size=n)) for n in (1, 2, 3)))
+    (tmp_path / f"{run_id}-0000.parquet").unlink()
+    assert store.next_index(tmp_path, run_id) == 3

@@ -37,8 +37,9 @@ def test_a_training_record_splits_its_seconds(bench: Bench, images: Path) -> Non
     per_step = sum(steady) / len(steady) / record["steps_per_sample"]
     assert sum(parts) == pytest.approx(per_step, rel=0.25)
     assert record["epoch_images"] == 40
-    whole = 3 * (40 / 4 * per_step + record["epoch_boundary_s"])
-    assert record["projected_s"] == pytest.approx(whole)
+    # Ten steps an epoch; boundaries that fell into the samples are not counted twice.
+    most = 3 * (10 * per_step + record["epoch_boundary_s"])
+    assert 0.5 * most < record["projected_s"] <= most
     assert record["full"] is False
     assert record["train_s"] is None
 
@@ -52,16 +53,101 @@ def test_full_training_reports_real_seconds_and_accuracies(bench: Bench, images:
     assert record["train_s"] == pytest.approx(sum(record["epoch_train_s"]))
     assert record["projected_s"] is None
     assert record["throughput_images_per_s"] == pytest.approx(80 / record["train_s"])
+    parts = sum(record[name] for name in ("data_wait_s", "copy_s", "compute_s"))
+    assert parts * 20 == pytest.approx(record["train_s"], rel=0.1)
+
+
+def test_a_projection_counts_each_boundary_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that contain two boundaries of 0.5 s: steps of 0.1 s, ten an epoch, three epochs."""
+    from types import SimpleNamespace
+
+    from bench import observe
+    from bench.measure import Throughput
+    from bench.schema import Case
+
+    taken = Throughput(0.1, [0.2] * 10, 1, 0, True, "max_seconds")  # (10 x 0.1 + 2 x 0.5) / 10
+    fed = SimpleNamespace(split=lambda _: (0.0, 0.0, 0.1), boundaries=lambda _: 2, marks=range(12))
+    work = SimpleNamespace(fed=fed, batches=SimpleNamespace(dataset=range(40)), short=None)
+    monkeypatch.setattr(observe, "epoch_boundary_s", lambda *_: 0.5)
+    case = Case(task="train", batch_size=4, epochs=3, loader_workers=0)
+    found = observe.feeding_facts(None, work, taken, case)  # type: ignore[arg-type]
+    assert found["projected_s"] == pytest.approx(3 * (10 * 0.1 + 0.5))
+
+
+def test_full_training_of_synthetic_images(bench: Bench) -> None:
+    """Whole epochs come through a loader, whatever the data."""
+    done = bench("run", *TRAIN, "--epochs", "1", "--dry-run", "--full")
+    assert "loader_workers=0/epochs=1/full" in done.out
+
+
+def test_without_test_images_there_is_no_test_accuracy(bench: Bench, images: Path) -> None:
+    """Null and a warning, not the accuracy on the training images."""
+    done = bench("run", *TRAIN, "--data", "folder:images/train", "--epochs", "1", "--full")
+    assert done.records[0]["test_accuracy"] is None
+    assert "no_test_images" in done.records[0]["warnings"]
+
+
+def test_test_images_are_numbered_as_training_images(tmp_path: Path, images: Path) -> None:
+    """A class that is missing in test/ shifts nothing; a class that only test/ has is refused."""
+    import shutil
+
+    from bench.data import folder
+    from bench.errors import Refused
+    from bench.schema import Case
+
+    shutil.rmtree(images / "test" / "cat")
+    source = folder.open_source(str(images), Case())
+    assert source.test is not None
+    assert source.test[0][1] == 1  # dog, as in train/
+    (images / "test" / "dog").rename(images / "test" / "fox")
+    with pytest.raises(Refused, match="fox"):
+        folder.open_source(str(images), Case())
+
+
+def test_arrays_are_resized_like_pictures() -> None:
+    """The image size of a record is the size that was run."""
+    import numpy as np
+
+    from bench.loading import Decoded
+
+    class Arrays:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> tuple[object, int]:
+            return np.zeros((64, 48, 3), np.uint8), 0
+
+        def name(self, index: int) -> str:
+            return "array"
+
+    assert Decoded(Arrays(), 32)[0][0].shape == (3, 32, 32)
+
+
+def test_int8_that_is_not_int8_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under half of the multiply-adds in INT8 is no INT8 number: an error, not a skip."""
+    import torch
+
+    from bench.engines.eager import int8
+    from bench.errors import Refused, Unproven
+    from bench.models import build
+
+    model = build("resnet18", "random", 1000, seed=1).eval()
+    lowered = object.__new__(int8.LoweredInt8)
+    lowered.model = lowered.graph = model  # runs in fp32
+    lowered(torch.randn(1, 3, 64, 64))
+    with pytest.raises(Unproven, match="only 0%"):
+        lowered.evidence()
+    assert not issubclass(Unproven, Refused)
 
 
 def test_the_order_of_data_does_not_depend_on_the_loader(bench: Bench, images: Path) -> None:
     """None, one or two workers: the same losses over an epoch's end, bit for bit."""
     case = [*TINY, "--task", "train", "--batch-size", "8", "--json", "--data", "folder:images"]
-    # Five steps an epoch, so that step 8 is in the second.
+    # Five steps an epoch.
     case += ["--threads", "1", "--loader-workers", "0,1,2"]
     done = bench("run", *case, "--epochs", "2", "--full")
     assert len({(r["first_loss"], r["last_loss"]) for r in done.records}) == 1
-    assert {r["last_loss_step"] for r in done.records} == {8}
+    assert {r["last_loss_step"] for r in done.records} == {10}
 
 
 def test_data_that_cannot_fill_a_batch_says_so(bench: Bench, images: Path) -> None:
@@ -100,14 +186,15 @@ def test_weights_from_a_file(bench: Bench, tmp_path: Path) -> None:
     model = models.build("resnet18", "random", 1000, seed=9)
     torch.save(model.state_dict(), tmp_path / "good.pt")
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    (tmp_path / "empty.pt").touch()
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'pwned'}",)
 
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
-    done = bench("run", *TINY, "--weights", "good.pt,other.pt,evil.pt", "--json")
-    assert [r["status"] for r in done.records] == ["measured", "skipped", "skipped"]
+    done = bench("run", *TINY, "--weights", "good.pt,other.pt,evil.pt,empty.pt", "--json")
+    assert [r["status"] for r in done.records] == ["measured", *["skipped"] * 3]
     assert done.records[0]["weights_sha256"] == models.weights_sha256(model)
     assert all("do not fit" in r["reason"] for r in done.records[1:])
     assert not (tmp_path / "pwned").exists()
@@ -176,13 +263,17 @@ def test_tf32_and_single_image_batches_are_refused_with_the_way_out(bench: Bench
     assert "--batch-size 2" in single["reason"]
 
 
-def test_dry_run_measures_nothing(bench: Bench, tmp_path: Path) -> None:
+def test_dry_run_measures_nothing(bench: Bench, tmp_path: Path, images: Path) -> None:
     """Cases and reasons, no record, no folder."""
     done = bench("run", *TINY, "--precision", "fp32,tf32", "--dry-run")
     assert done.code == 0
     assert "would run" in done.out
     assert "skipped: TF32" in done.out
-    assert list(tmp_path.iterdir()) == []
+    few = bench("run", *TINY, "--data", "folder:images", "--classes", "1", "--dry-run")
+    assert "the data has 2 classes, the model only 1" in few.out
+    device = bench("run", *TINY, "--device", "cpu,cpu:7", "--dry-run")
+    assert "skipped: cpu:7: there is one CPU device" in device.out
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
 
 
 def breaking(folder: Path, package: str) -> dict[str, str]:
@@ -197,7 +288,7 @@ def test_a_broken_torch_is_a_sentence(bench: Bench, tmp_path: Path) -> None:
     """Where torch cannot be used at all the reason is said once, exit 3."""
     done = bench("run", *TINY, env=breaking(tmp_path, "torch"))
     assert done.code == 3
-    assert "torch or torchvision cannot be used here" in done.err
+    assert "could not be examined" in done.err
     assert "operator nms does not exist" in done.err
 
 

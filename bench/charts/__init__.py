@@ -7,10 +7,10 @@ row a series and no simulated ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -34,9 +34,16 @@ def figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[A
     return made, axes
 
 
-def figure_of_cases(case_ids: Iterable[str]) -> tuple[Figure, Axes]:
-    """A figure with a line for each case, first on top, tall enough for their names."""
-    names = [short_name(case_id) for case_id in case_ids]
+def figure_of_cases(rows: pd.DataFrame) -> tuple[Figure, Axes]:
+    """A figure with a line for each row, first on top, tall enough for the cases' names.
+
+    Where rows come from several machines the device is named too.
+    """
+    several = rows[["device_name", "machine_fingerprint"]].drop_duplicates()["device_name"].size > 1
+    names = [
+        short_name(case) + (f"\n{device}" if several else "")
+        for case, device in zip(rows["case_id"], rows["device_name"], strict=True)
+    ]
     text_lines = sum(name.count("\n") + 1 for name in names)
     made, (axis,) = figure(8.5, 1.1 + 0.2 * len(names) + 0.14 * text_lines)
     axis.set_yticks(range(len(names)), names, fontsize=7)

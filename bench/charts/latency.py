@@ -20,7 +20,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     shown = rows[rows["latency_p50_ms"].notna()].sort_values("latency_p50_ms")
     if shown.empty:
         return None
-    made, axis = figure_of_cases(shown["case_id"])
+    made, axis = figure_of_cases(shown)
     for name, colour, marker in zip(PERCENTILES, COLOURS, MARKERS, strict=False):
         values = shown[f"latency_{name}_ms"]
         if values.notna().any():

@@ -22,7 +22,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     if shown.empty:
         return None
     sizes = peak[shown.index] / 2**30
-    made, axis = figure_of_cases(shown["case_id"])
+    made, axis = figure_of_cases(shown)
     for place, (size, own) in enumerate(zip(sizes, device[shown.index].notna(), strict=True)):
         axis.barh(place, size, color=COLOURS[2] if own else COLOURS[0])
         axis.text(size, place, f"  {size:.2f}", va="center", fontsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.analysis import CASE_FIELDS, as_text
 from bench.charts import COLOURS, MARKERS, figure
 
 if TYPE_CHECKING:
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
 
 PLACE = 10
 TITLE = "Throughput against batch size"
-LINE = ["model", "device_name", "engine", "precision", "memory_format", "image_size", "data"]
+# Whatever varies but the batch size makes a line of its own; epochs are of projected jobs only.
+LINE = [
+    *(f for f in CASE_FIELDS if f not in ("batch_size", "task", "device", "epochs", "full")),
+    "device_name",
+    "machine_fingerprint",
+]
 
 
 def draw(rows: pd.DataFrame) -> Figure | None:
@@ -21,19 +27,20 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     if shown.empty:
         return None
     tasks = sorted(shown["task"].unique())
-    varying = [f for f in LINE if shown[f].nunique() > 1] or ["precision"]
+    varying = [f for f in LINE if shown[f].nunique(dropna=False) > 1] or ["precision"]
+    labels = shown[varying].map(as_text).agg(", ".join, axis=1)
     made, axes = figure(4.6 * len(tasks) + 0.4, 3.6, len(tasks))
-    names = [name for name, _ in shown.groupby(varying)]
-    look = {n: (COLOURS[i % 7], MARKERS[i % 7]) for i, n in enumerate(names)}
+    look = {n: (COLOURS[i % 7], MARKERS[i % 7]) for i, n in enumerate(sorted(set(labels)))}
     for axis, task in zip(axes, tasks, strict=True):
-        for name, line in shown[shown["task"] == task].groupby(varying):
+        here = shown[shown["task"] == task]
+        for label, line in here.groupby(labels[here.index]):
             ordered = line.sort_values("batch_size")
             rate = ordered["throughput_images_per_s"]
             error = [rate - ordered["throughput_ci_low"], ordered["throughput_ci_high"] - rate]
-            colour, marker = look[name]
+            colour, marker = look[str(label)]
             axis.errorbar(
                 ordered["batch_size"], rate, yerr=error, color=colour, marker=marker,
-                capsize=3, label=", ".join(map(str, name)),
+                capsize=3, label=label,
             )  # fmt: skip
         sizes = sorted(shown["batch_size"].unique())
         axis.set_xscale("log", base=2)

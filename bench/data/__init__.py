@@ -40,7 +40,7 @@ class Source(Struct, frozen=True):
     """An opened data source."""
 
     train: Images
-    test: Images
+    test: Images | None  # None: there are only training images
     classes: int
     pretend: bool = False  # synthetic images
 

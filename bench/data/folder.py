@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import Source
-from bench.errors import WrongUse
+from bench.errors import Refused, WrongUse
 from bench.schema import Case
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
@@ -18,11 +18,14 @@ def check(argument: str) -> None:
     if not argument:
         raise WrongUse("--data folder needs a folder: --data folder:DIR.")
     root = Path(argument)
-    if not root.is_dir():
-        raise WrongUse(f"--data folder:{argument}: there is no such folder.")
-    for part in {_part(root, "train"), _part(root, "test")}:
-        if not next(_images(part), None):
-            raise WrongUse(f"--data folder:{argument}: no images in {part}; {EXPECTED}.")
+    try:
+        if not root.is_dir():
+            raise WrongUse(f"--data folder:{argument}: there is no such folder.")
+        for part in {_part(root, "train"), _part(root, "test")}:
+            if not next(_images(part), None):
+                raise WrongUse(f"--data folder:{argument}: no images in {part}; {EXPECTED}.")
+    except OSError as error:
+        raise WrongUse(f"--data folder: {error.strerror}: {argument[:80]}") from error
 
 
 def prepare(argument: str) -> None:
@@ -30,10 +33,13 @@ def prepare(argument: str) -> None:
 
 
 def open_source(argument: str, case: Case) -> Source:  # noqa: ARG001 - a source's signature
-    """Images in sorted order, classes numbered by sorted folder name."""
+    """Images in sorted order; classes are numbered by the sorted folders of the training images."""
     root = Path(argument)
-    train, test = Folder(_part(root, "train")), Folder(_part(root, "test"))
-    return Source(train, test, max(len(train.classes), len(test.classes)))
+    train = Folder(_part(root, "train"))
+    if _part(root, "test") == root:
+        return Source(train, None, len(train.classes))
+    test = Folder(_part(root, "test"), train.classes)
+    return Source(train, test, len(train.classes))
 
 
 def _part(root: Path, part: str) -> Path:
@@ -51,9 +57,13 @@ def _images(root: Path) -> Any:
 class Folder:
     """Decodes with PIL at every access, as training does."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, classes: list[str] | None = None) -> None:
         self.paths = [str(p) for p in _images(root)]
-        self.classes = sorted({Path(p).parent.name for p in self.paths})
+        own = sorted({Path(p).parent.name for p in self.paths})
+        self.classes = own if classes is None else classes
+        strange = sorted(set(own) - set(self.classes))
+        if strange:
+            raise Refused(f"{root} has classes that training images lack: {', '.join(strange)}")
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = [number[Path(p).parent.name] for p in self.paths]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bench import registry
+from bench.environment import host
 from bench.schema import Case, DeviceFacts
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ def open_device(name: str) -> Device:
 def kind_of(name: str) -> str:
     """`cuda:0` → `cuda`."""
     return name.partition(":")[0]
+
+
+def default_threads() -> int:
+    """What torch takes by itself (it knows OMP_NUM_THREADS), but no more than we may use."""
+    import torch
+
+    return min(torch.get_num_threads(), host.cores_usable())
 
 
 def force_float32(*, tf32: bool) -> None:

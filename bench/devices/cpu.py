@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from bench.devices import ErrorKind, float32_settings, force_float32
+from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
 from bench.environment import host
 from bench.precisions import Precision
 from bench.schema import Case, DeviceFacts
@@ -35,6 +35,8 @@ class Device:
     asynchronous = False
 
     def __init__(self, name: str) -> None:
+        if name != "cpu":
+            raise ValueError("there is one CPU device, called cpu")
         self.name = name
 
     def facts(self) -> DeviceFacts:
@@ -85,8 +87,8 @@ class Device:
         return None
 
     def prepare(self, case: Case, precision: Precision) -> list[str]:
-        """Threads as asked, or all usable cores; oneDNN held to IEEE fp32."""
-        torch.set_num_threads(case.threads or host.cores_usable())
+        """Threads as asked, or as torch would take; oneDNN held to IEEE fp32."""
+        torch.set_num_threads(case.threads or default_threads())
         force_float32(tf32=precision.tf32)
         return [
             *float32_settings("mkldnn"),

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.devices import ErrorKind, float32_settings, force_float32
-from bench.environment import host
+from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
 from bench.precisions import Precision
 from bench.schema import Case, DeviceFacts
 
@@ -148,7 +147,7 @@ class Device:
     def prepare(self, case: Case, precision: Precision) -> list[str]:
         """TF32 on or off for matrix products and convolutions, kernel search, threads."""
         torch.cuda.set_device(self.index)
-        torch.set_num_threads(case.threads or host.cores_usable())
+        torch.set_num_threads(case.threads or default_threads())
         force_float32(tf32=precision.tf32)
         torch.backends.cudnn.benchmark = case.cudnn_benchmark
         return [

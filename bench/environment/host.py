@@ -61,15 +61,13 @@ def cores_usable() -> int:
 
 
 def _cpu_quota() -> float | None:
-    """Cores' worth of time the cgroup allows (v2, then v1); None for no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "max"
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "100000"
-    if quota in ("max", "-1"):
-        return None
-    return int(quota) / int(period)
+    """Cores' worth of time our cgroup allows (v2, then v1); None for no limit."""
+    for file in _own_cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
+        quota, _, period = (_read(file) or "").partition(" ")
+        period = period or _read(file.replace("quota", "period")) or ""
+        if quota.isdigit() and period.isdigit():
+            return int(quota) / int(period)
+    return None
 
 
 def memory_bytes() -> int:
@@ -78,33 +76,33 @@ def memory_bytes() -> int:
 
 
 def memory_limit_bytes() -> int | None:
-    """Memory limit of the cgroup; None for none."""
-    text = _read("/sys/fs/cgroup/memory.max") or _read(
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes"
-    )
-    if text is None or not text.isdigit() or int(text) >= memory_bytes():
-        return None
-    return int(text)
+    """Memory limit of our cgroup; None for none."""
+    for file in _own_cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
+        text = _read(file)
+        if text is not None and text.isdigit() and int(text) < memory_bytes():
+            return int(text)
+    return None
 
 
 def oom_kills() -> int | None:
     """How often the kernel's killer struck in our cgroup (v2, then v1)."""
-    for file in _own_cgroup_files("memory.events", "memory.oom_control"):
+    for file in _own_cgroup_files("memory", "memory.events", "memory.oom_control"):
         for line in (_read(file) or "").splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return None
 
 
-def _own_cgroup_files(v2: str, v1: str) -> list[str]:
-    """Candidate paths of a memory control file of this process's own cgroup."""
+def _own_cgroup_files(controller: str, v2: str, v1: str) -> list[str]:
+    """Candidate paths of a control file, this process's own cgroup first."""
     files = []
     for line in (_read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            files.append(f"/sys/fs/cgroup{path}/{v2}")
-        elif "memory" in controllers.split(","):
-            files += [f"/sys/fs/cgroup/memory{path}/{v1}", f"/sys/fs/cgroup/memory/{v1}"]
+            files.append(f"/sys/fs/cgroup{path.rstrip('/')}/{v2}")
+        elif controller in controllers.split(","):
+            root = f"/sys/fs/cgroup/{controller}"
+            files += [f"{root}{path.rstrip('/')}/{v1}", f"{root}/{v1}"]
     return [*files, f"/sys/fs/cgroup/{v2}"]
 
 

@@ -56,5 +56,5 @@ def _git(top: Path, *arguments: str) -> str | None:
 
 
 def variables() -> list[str]:
-    """NAME=value of the variables above that are set, and of the simulator's marker."""
+    """NAME=value of the variables above that are set."""
     return [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]

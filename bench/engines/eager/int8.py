@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.engines import Evidence, Job
-from bench.errors import Refused
+from bench.errors import Unproven
 
 if TYPE_CHECKING:
     from bench.devices import Device
@@ -61,13 +61,13 @@ class LoweredInt8:
     def evidence(self) -> Evidence:
         """Share of multiply-adds in INT8 kernels, from a profile of the executed graph.
 
-        Raises Refused under one half: such a case must not pass for INT8.
+        Raises Unproven under one half: such a case must not pass for INT8.
         """
         assert self.images is not None, "evidence comes after a forward pass"
         executed = _profiled_int8_macs(self.graph, self.images)
         share = executed / _macs(self.model, self.images)
         if share < LEAST_MAC_SHARE:
-            raise Refused(f"only {share:.0%} of the multiply-adds ran in INT8; not an INT8 number")
+            raise Unproven(f"only {share:.0%} of the multiply-adds ran in INT8; not an INT8 number")
         return Evidence(int8_mac_share=share)
 
 
