@@ -137,12 +137,13 @@ def main() -> None:
     options = parser.parse_args()
     print(f"bench --help: median {help_seconds():.3f} s (target 0.2 s)", flush=True)
     one_more_case()
+    # First, while this process has loaded no torch: as the parent of a real run.
+    verdict("forked ÷ fresh worker, ResNet-18 32 px", forked_against_fresh(options.pairs))
     for task in ("infer", "train"):
         # Small images make the steps short, which is harder for the harness.
         case = Case(task=task, image_size=64, batch_size=2)
         ratios = loop_against_bare(case, options.seconds)
         verdict(f"harness ÷ bare loop, ResNet-50 64 px {task}", ratios)
-    verdict("forked ÷ fresh worker, ResNet-18 32 px", forked_against_fresh(options.pairs))
 
 
 if __name__ == "__main__":
