@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.measure import LEAST_SAMPLE_S, Live, Loop, steps_per_sample
+from bench.measure import LEAST_SAMPLE_S, Live, Loop, Throughput, steps_per_sample
 from bench.schema import BUDGETS, Budget
 
 BUDGET = msgspec.structs.replace(
@@ -96,6 +96,12 @@ def test_throughput_is_the_mean_stalls_included() -> None:
     assert taken.steps_per_sample == 4
     mean, _ = taken.seconds_per_step()
     assert mean == pytest.approx(0.25)
+
+
+def test_the_mean_counts_a_stalled_sample_too() -> None:
+    """Nine samples of 1 s and one of 11 s are 2 s each; their median would say 1."""
+    taken = Throughput(1.0, [1.0] * 9 + [11.0], 1, 0, True, "max_seconds")
+    assert taken.seconds_per_step()[0] == pytest.approx(2.0)
 
 
 def test_a_speed_that_never_settles_says_so() -> None:
