@@ -29,7 +29,7 @@ class Work(Struct, kw_only=True):
     step: Callable[[], None]
     settings: list[str]
     weights_sha256: str
-    build_s: float
+    build_s: float | None  # None: there is nothing to build
     cycle: int = 1
     pretend_data: bool = False
     trainer: Trainer | None = None
@@ -149,7 +149,7 @@ class Composer(Struct, frozen=True):
         if case.loader_workers is None:
             images, target = loading.synthetic_batch(case, case.classes or self.source.classes)
             images, target = self.place(images), target.to(self.device.torch_device())
-            return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": 0.0}
+            return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": None}
         batches = self.loaders.train(whole=case.full)
         fed = Fed(trainer, batches, self.place, self.corrupt)
         return {
@@ -160,7 +160,7 @@ class Composer(Struct, frozen=True):
             "cycle": max(1, case.loader_workers),
             "short": self.loaders.short(),
             "evaluate": (lambda: self._evaluate(model)) if self.source.test else None,
-            "build_s": 0.0,
+            "build_s": None,
         }
 
     def _evaluate(self, model: torch.nn.Module) -> float:
