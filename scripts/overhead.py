@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing.forkserver
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,12 @@ import msgspec
 from scipy import stats
 
 from bench import processes
+from bench.devices import Device
+from bench.measure import Step
 from bench.schema import BUDGETS, Case
 
 LOW, HIGH = 0.995, 1.005
-ARM_SAMPLES = 8  # samples of the harness's loop in one arm of a pair
+TURNS = 12  # samples of each worker of a pair
 
 
 def verdict(name: str, ratios: list[float]) -> None:
@@ -38,60 +41,92 @@ def verdict(name: str, ratios: list[float]) -> None:
     )
 
 
+class Alternating:
+    """A device on which the loop's samples and those of a bare loop take turns.
+
+    The loop synchronises before it reads its clock; there, before every second
+    sample, the bare loop takes a sample of as many steps. Only the loop's samples
+    that follow its own bookkeeping count, and the bare one warms up with one step.
+    """
+
+    def __init__(self, device: Device, step: Step) -> None:
+        self.device = device
+        self.step = step
+        self.steps = 0  # of the loop's latest sample
+        self.calls = 0  # of synchronize: two a sample
+        self.bare_s: list[float] = []
+        self.reset_peak = device.reset_peak
+
+    def counted(self) -> None:
+        """The step given to the loop."""
+        self.step()
+        self.steps += 1
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+        self.calls += 1
+        if self.calls % 4 == 3:
+            self.bare(self.steps)
+        if self.calls % 2:
+            self.steps = 0
+
+    def bare(self, count: int) -> None:
+        """The hand-written loop that ours is compared with."""
+        self.step()
+        self.device.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            self.step()
+        self.device.synchronize()
+        self.bare_s.append(time.perf_counter() - start)
+
+
 def loop_against_bare(case: Case, seconds: float) -> list[float]:
-    """Seconds a step in the harness's loop ÷ in a bare loop, alternating in this process."""
+    """Seconds of a sample of the harness's loop ÷ of a bare loop, alternating in this process."""
     from bench import workload
     from bench.measure import Loop
 
     work = workload.compose(case)
+    device = Alternating(work.device, work.step)
     budget = msgspec.structs.replace(
-        BUDGETS["quick"], max_samples=ARM_SAMPLES, min_seconds=0.0, max_seconds=1e9
+        BUDGETS["quick"],
+        target_ci=0.0,
+        max_samples=10**9,
+        # Of the loop's own samples. The bare ones run for about half as long beside them.
+        max_seconds=seconds * 2 / 3,
     )
-    loop = Loop(work.device, budget)
-
-    def harness() -> float:
-        return loop.throughput(work.step).seconds_per_step()[0]
-
-    first = loop.throughput(work.step)
-    count = ARM_SAMPLES * first.steps_per_sample
-
-    def bare() -> float:
-        work.device.synchronize()
-        start = time.perf_counter()
-        for _ in range(count):
-            work.step()
-        work.device.synchronize()
-        return (time.perf_counter() - start) / count
-
-    ratios = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end or len(ratios) < 10:
-        if len(ratios) % 2:
-            own = harness()
-            ratios.append(own / bare())
-        else:
-            plain = bare()
-            ratios.append(harness() / plain)
-    return ratios
+    taken = Loop(device, budget).throughput(device.counted)
+    # Samples 0, 2, 4, ... of the loop follow its first step and its trial step, which are calls
+    # 1-4 of synchronize: so the bare samples precede the loop's samples 1, 3, 5, ...
+    own, bare = taken.samples_s[0::2], device.bare_s[1:]
+    kept = range(taken.warmup_samples // 2 + 1, min(len(own), len(bare)))
+    return [own[i] / bare[i] for i in kept]
 
 
 def forked_against_fresh(pairs: int) -> list[float]:
-    """Seconds of a sample in a forked worker ÷ in a fresh one; both alive, taking turns."""
+    """Seconds of a sample in a forked worker ÷ in a fresh one; both alive, taking turns.
+
+    Forks of one server share its memory layout, so every pair has a server of its own.
+    The second worker starts when the first is warm: one that warms up while the other
+    imports torch is a different process from the start.
+    """
     case = Case(model="resnet18", image_size=32, threads=1)
     payload = msgspec.json.encode(case)
     ratios = []
-    for _ in range(pairs):
-        arms = [processes.Child("overhead_child", payload, fresh=fresh) for fresh in (False, True)]
-        for arm in arms:
-            arm.connection.recv_bytes()  # warm
-        taken: list[list[float]] = [[], []]
-        for turn in range(40):
-            for which in (0, 1) if turn % 2 else (1, 0):
-                arms[which].connection.send_bytes(b"go")
-                taken[which].append(json.loads(arms[which].connection.recv_bytes()))
-        for arm in arms:
+    for pair in range(pairs):
+        multiprocessing.forkserver._forkserver._stop()
+        arms = {}
+        for fresh in (False, True) if pair % 2 else (True, False):
+            arms[fresh] = processes.Child("overhead_child", payload, fresh=fresh)
+            arms[fresh].connection.recv_bytes()  # warm
+        taken: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(TURNS):
+            for fresh in (False, True) if turn % 2 else (True, False):
+                arms[fresh].connection.send_bytes(b"go")
+                taken[fresh].append(json.loads(arms[fresh].connection.recv_bytes()))
+        for arm in arms.values():
             arm.kill()
-        ratios.append(statistics.median(taken[0]) / statistics.median(taken[1]))
+        ratios.append(statistics.median(taken[False]) / statistics.median(taken[True]))
     return ratios
 
 
