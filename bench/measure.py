@@ -15,12 +15,21 @@ from typing import Protocol
 from msgspec import Struct
 
 from bench.schema import Budget
-from bench.stats.series import WINDOW, Interval, interval, steady
+from bench.stats.series import (
+    SURE,
+    WINDOW,
+    Interval,
+    drifts,
+    interval,
+    steady,
+    two_state,
+)
 from bench.stats.stopping import StopReason, enough
 
 # A sample lasts at least this long: 1 ms would do for the clock, but every
 # synchronisation drains an asynchronous device's queue.
 LEAST_SAMPLE_S = 0.05
+WINDOW_S = 0.5  # interference is judged over so long: steal time ticks every 10 ms
 TELL_EVERY_S = 1.0
 
 Clock = Callable[[], float]
@@ -38,6 +47,21 @@ class Waits(Protocol):
         """Start a new high-water mark of device memory."""
 
 
+class Watch(Protocol):
+    """What looks for interference between samples."""
+
+    def since_last(self) -> str | None:
+        """What disturbed the time since the last call, in a word; None: nothing did."""
+
+
+class Blind:
+    """Sees nothing."""
+
+    def since_last(self) -> str | None:
+        """Nothing."""
+        return None
+
+
 class Live(Struct, frozen=True):
     """What a progress line can show between two samples."""
 
@@ -50,29 +74,75 @@ Tell = Callable[[Live], None]
 
 
 class Throughput(Struct, frozen=True):
-    """Raw samples of the throughput protocol, warm-up first."""
+    """Raw samples of the throughput protocol, warm-up first.
+
+    `marks` has one word a sample: what disturbed it, empty if nothing did.
+    """
 
     first_step_s: float
     samples_s: list[float]
     steps_per_sample: int
     warmup_samples: int
+    marks: list[str]
     settled: bool
     stop_reason: StopReason
 
     @property
-    def steady_s(self) -> list[float]:
+    def left_out(self) -> int:
+        """How many samples after warm-up are marked as disturbed."""
+        return sum(map(bool, self.marks[self.warmup_samples :]))
+
+    @property
+    def mostly_disturbed(self) -> bool:
+        """Whether that is more than half of them; then none is left out."""
+        return 2 * self.left_out > len(self.samples_s) - self.warmup_samples
+
+    @property
+    def kept_s(self) -> list[float]:
         """The samples that count."""
-        return self.samples_s[self.warmup_samples :]
+        steady, marks = self.samples_s[self.warmup_samples :], self.marks[self.warmup_samples :]
+        return steady if self.mostly_disturbed else clean(steady, marks)
 
     @property
     def warmup_steps(self) -> int:
         """Steps run before the first steady sample, the two single ones at the start included."""
         return 2 + self.warmup_samples * self.steps_per_sample
 
-    def seconds_per_step(self) -> tuple[float, Interval | None]:
-        """Mean over the steady samples, stalls included, and its 95 % interval."""
-        per_step = [s / self.steps_per_sample for s in self.steady_s]
-        return statistics.fmean(per_step), interval(per_step)
+    def estimate(self, tolerance: float) -> Estimate:
+        """Mean seconds per step over the kept samples, stalls included, and how sure it is.
+
+        There is no interval where none would be honest: too few samples of a speed that
+        never settled, a drift by more than `tolerance` of the mean, or two states.
+        """
+        per_step = [s / self.steps_per_sample for s in self.kept_s]
+        found = interval(per_step)
+        codes = []
+        if drifts(per_step, tolerance, SURE) or not (self.settled or found):
+            codes.append("not_steady")
+        if two_state(per_step, tolerance):
+            codes.append("two_state")
+        return Estimate(statistics.fmean(per_step), None if codes else found, codes)
+
+
+class Estimate(Struct, frozen=True):
+    """Seconds per step, its 95 % interval within this process, codes of why it has none."""
+
+    seconds_per_step: float
+    interval: Interval | None
+    codes: list[str]
+
+
+class Latency(Struct, frozen=True):
+    """Seconds of every request, slow ones too; `marks` has one word a request, as Throughput's."""
+
+    first_s: float
+    samples_s: list[float]
+    marks: list[str]
+
+
+def clean(samples: list[float], marks: list[str]) -> list[float]:
+    """The samples whose mark is empty; those without a mark yet are left out too."""
+    return [s for s, mark in zip(samples, marks, strict=False) if not mark]
 
 
 class Loop(Struct, frozen=True):
@@ -82,6 +152,7 @@ class Loop(Struct, frozen=True):
     budget: Budget
     tell: Tell = lambda _: None
     clock: Clock = time.perf_counter
+    watch: Watch = Blind()
 
     def timed(self, step: Step, count: int = 1) -> float:
         """Seconds of `count` steps between two synchronisations."""
@@ -104,36 +175,42 @@ class Loop(Struct, frozen=True):
         samples: list[float] = []
         warmup: int | None = None
         settled, told = True, self.clock()
+        windows = Windows(self)
         while True:
             samples.append(self.timed(step, count))
             if warmup is None:
                 warmup, settled = warmup_end(samples, self.budget)
-            if warmup is None:
+            # Only samples that were looked at count, so decisions wait for the window's end.
+            if not windows.ended(len(samples)) or warmup is None:
                 continue
-            kept = samples[warmup:]
-            reason = enough(kept, self.budget) if kept else None
+            steady = samples[warmup:]
+            kept = clean(steady, windows.marks[warmup:])
+            reason = enough(kept, self.budget, sum(steady) - sum(kept)) if steady else None
             if reason is not None:
-                return Throughput(first_step_s, samples, count, warmup, settled, reason)
+                marks = windows.marks
+                return Throughput(first_step_s, samples, count, warmup, marks, settled, reason)
             if kept and self.clock() - told >= TELL_EVERY_S:
-                self.tell(live(kept, count, self.budget.max_seconds))
+                self.tell(live(kept, count, self.budget.max_seconds - sum(steady)))
                 told = self.clock()
 
-    def latency(self, request: Step) -> tuple[float, list[float]]:
-        """Seconds of the first request apart, then of each one until the budget is used."""
+    def latency(self, request: Step) -> Latency:
+        """The first request apart, then one after the other until the budget is used."""
         first = self.timed(request)
         taken: list[float] = []
         spent, told = 0.0, self.clock()
-        budget = self.budget
+        budget, windows = self.budget, Windows(self)
         while len(taken) < budget.latency_requests and (
             spent < budget.latency_seconds
             or (len(taken) < budget.min_samples and spent < 2 * budget.latency_seconds)
         ):
             taken.append(self.timed(request))
             spent += taken[-1]
+            windows.ended(len(taken))
             if self.clock() - told >= TELL_EVERY_S:
                 self.tell(Live(spent / len(taken), None, budget.latency_seconds - spent))
                 told = self.clock()
-        return first, taken
+        windows.close(len(taken))
+        return Latency(first, taken, windows.marks)
 
     def epochs(self, epoch: Epoch, after: Step, count: int) -> tuple[list[float], int]:
         """Seconds of `count` epochs and the steps of one; `after` runs between them, untimed.
@@ -165,6 +242,29 @@ class Loop(Struct, frozen=True):
         return taken, steps
 
 
+class Windows:
+    """Marks samples with what disturbed them, a window of at least WINDOW_S at a time."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.clock, self.watch = loop.clock, loop.watch
+        self.marks: list[str] = []
+        self.watch.since_last()
+        self.began = self.clock()
+
+    def ended(self, count: int) -> bool:
+        """Whether the window is over now that there are `count` samples; if so they are marked."""
+        if self.clock() - self.began < WINDOW_S:
+            return False
+        self.close(count)
+        return True
+
+    def close(self, count: int) -> None:
+        """Mark the samples since the last window and begin the next."""
+        mark = self.watch.since_last() or ""
+        self.marks += [mark] * (count - len(self.marks))
+        self.began = self.clock()
+
+
 def steps_per_sample(seconds_per_step: float, cycle: int) -> int:
     """Steps that make a sample long enough, rounded up to whole loader cycles."""
     steps = math.ceil(LEAST_SAMPLE_S / max(seconds_per_step, 1e-6))
@@ -188,11 +288,11 @@ def warmup_end(samples: list[float], budget: Budget) -> tuple[int | None, bool]:
     return None, True
 
 
-def live(kept: list[float], steps: int, max_seconds: float) -> Live:
+def live(kept: list[float], steps: int, left_s: float) -> Live:
     """The state of a series, for a progress line."""
     found = interval(kept)
     return Live(
         statistics.fmean(kept) / steps,
         found.relative_half_width if found else None,
-        max(0.0, max_seconds - sum(kept)),
+        max(0.0, left_s),
     )

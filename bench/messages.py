@@ -8,12 +8,17 @@ from bench.schema import Budget, Case, DeviceFacts, Environment, Measurement, St
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):
-    """Parent → worker: run this. `started` is time.monotonic() before the process was asked for."""
+    """Parent → worker: run this.
+
+    `started` is time.monotonic() before the process was asked for; `root` is the
+    process whose tree is ours, everything else is foreign.
+    """
 
     case: Case
     budget: Budget
     started: float
     log: str
+    root: int
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag=True):

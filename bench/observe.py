@@ -8,15 +8,21 @@ from typing import Any
 import torch
 
 from bench import sensors, workload
-from bench.measure import Loop, Tell, Throughput
+from bench.measure import Estimate, Loop, Tell, Throughput
 from bench.messages import Order
 from bench.precisions import PRECISIONS
 from bench.schema import Case, Measurement
 from bench.stats.series import percentile
 from bench.training import Trainer
 
-# Fewest requests from which a percentile is stated.
-PERCENTILES = {"p50": (0.5, 8), "p90": (0.9, 40), "p95": (0.95, 80), "p99": (0.99, 400)}
+# Fewest requests from which a percentile is stated: 4 ÷ (1 - share), and 8 for the median.
+PERCENTILES = {
+    "p50": (0.5, 8),
+    "p90": (0.9, 40),
+    "p95": (0.95, 80),
+    "p99": (0.99, 400),
+    "p999": (0.999, 4000),
+}
 NAMES_KEPT = 20  # corrupt images named in a record
 
 
@@ -24,7 +30,8 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     """Compose, time, and gather what was seen and the codes of what to know about it."""
     case = order.case
     work = workload.compose(case)
-    loop = Loop(work.device, order.budget, tell)
+    watch = sensors.HostWatch(order.root)
+    loop = Loop(work.device, order.budget, tell, watch=watch)
     peak_known = sensors.reset_peak_host_memory()
     found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
     warnings: list[str] = []
@@ -32,10 +39,12 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
         found |= fully(loop, work, case)
     else:
         taken = loop.throughput(work.step, work.cycle)
-        found |= throughput_facts(taken, case.global_batch_size)
-        warnings += throughput_warnings(taken, found, order.budget.target_ci)
+        estimate = taken.estimate(order.budget.target_ci)
+        found |= throughput_facts(taken, estimate, case.global_batch_size)
+        found |= interference_facts(watch.seen)
+        warnings += throughput_warnings(taken, estimate, order.budget.target_ci)
         if work.fed is not None:
-            found |= feeding_facts(loop, work, taken, case)
+            found |= feeding_facts(loop, work, taken, estimate, case)
     found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
     if work.request is not None:
         found |= latency_facts(loop, work)
@@ -59,34 +68,58 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
     return [code for code, holds in conditions.items() if holds]
 
 
-def throughput_facts(taken: Throughput, images: int) -> dict[str, Any]:
+def throughput_facts(taken: Throughput, estimate: Estimate, images: int) -> dict[str, Any]:
     """Samples and the estimate made of them."""
-    mean, interval = taken.seconds_per_step()
+    interval = estimate.interval
     return {
         "first_step_s": taken.first_step_s,
         "samples_s": taken.samples_s,
+        "sample_marks": taken.marks,
         "steps_per_sample": taken.steps_per_sample,
         "warmup_samples": taken.warmup_samples,
+        "disturbed_samples": taken.left_out,
+        "kept_samples": len(taken.kept_s),
         "stop_reason": taken.stop_reason,
-        "throughput_images_per_s": images / mean,
+        "target_reached": taken.stop_reason == "target_reached" and interval is not None,
+        "throughput_images_per_s": images / estimate.seconds_per_step,
         # A lower end at or under zero seconds has no image rate: then there is no upper end.
         "throughput_ci_low": images / interval.high if interval else None,
         "throughput_ci_high": images / interval.low if interval and interval.low > 0 else None,
     }
 
 
-def throughput_warnings(taken: Throughput, found: dict[str, Any], target: float) -> list[str]:
+def interference_facts(seen: list[sensors.Seen]) -> dict[str, Any]:
+    """What the host did beside us, window by window and in all."""
+
+    def every(values: list[float | None]) -> list[float] | None:
+        known = [v for v in values if v is not None]
+        return known if len(known) == len(values) else None
+
+    return {
+        "window_s": [w.seconds for w in seen],
+        "window_foreign_cpu_s": every([w.foreign_s for w in seen]),
+        "window_steal_s": every([w.steal_s for w in seen]),
+        "window_memory_stall_s": every([w.memory_stall_s for w in seen]),
+        "major_faults": sum(w.major_faults for w in seen),
+        "involuntary_switches": sum(w.involuntary_switches for w in seen),
+    }
+
+
+def throughput_warnings(taken: Throughput, estimate: Estimate, target: float) -> list[str]:
     """What to know about these samples."""
-    codes = [] if taken.settled else ["not_steady"]
-    low, high = found["throughput_ci_low"], found["throughput_ci_high"]
-    if low is None or high is None:
-        codes.append("too_few_samples")
-    elif (high - low) / 2 > target * found["throughput_images_per_s"]:
+    codes = [*estimate.codes]
+    if taken.left_out:
+        codes.append("contaminated" if taken.mostly_disturbed else "samples_left_out")
+    if estimate.interval is None:
+        codes += [] if estimate.codes else ["too_few_samples"]
+    elif estimate.interval.relative_half_width > target:
         codes.append("target_not_reached")
     return codes
 
 
-def feeding_facts(loop: Loop, work: workload.Work, taken: Throughput, case: Case) -> dict[str, Any]:
+def feeding_facts(
+    loop: Loop, work: workload.Work, taken: Throughput, estimate: Estimate, case: Case
+) -> dict[str, Any]:
     """Where a step's seconds go, one epoch boundary, and the projection to whole epochs."""
     assert work.fed is not None
     skip = taken.warmup_steps
@@ -102,14 +135,14 @@ def feeding_facts(loop: Loop, work: workload.Work, taken: Throughput, case: Case
     }
     if case.epochs is not None:
         epochs, steps = case.epochs, images / case.batch_size
-        mean, interval = taken.seconds_per_step()
+        interval = estimate.interval
         # Boundaries that fell into the samples are in the mean already.
         seen = work.fed.boundaries(skip) * boundary / (len(work.fed.marks) - skip)
 
         def whole(seconds_per_step: float) -> float:
             return epochs * ((seconds_per_step - seen) * steps + boundary)
 
-        found["projected_s"] = whole(mean)
+        found["projected_s"] = whole(estimate.seconds_per_step)
         found["projected_ci_low_s"] = whole(interval.low) if interval else None
         found["projected_ci_high_s"] = whole(interval.high) if interval else None
     return found
@@ -162,8 +195,13 @@ def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
     """Every request, and the percentiles there are enough of them for."""
     assert work.request is not None
     request = work.request
-    first, taken = loop.latency(lambda: void(request()))
-    found: dict[str, Any] = {"first_request_s": first, "latency_samples_s": taken}
+    requests = loop.latency(lambda: void(request()))
+    taken = requests.samples_s
+    found: dict[str, Any] = {
+        "first_request_s": requests.first_s,
+        "latency_samples_s": taken,
+        "latency_disturbed_requests": sum(map(bool, requests.marks)),
+    }
     for name, (share, least) in PERCENTILES.items():
         enough = len(taken) >= least
         found[f"latency_{name}_ms"] = 1000 * percentile(taken, share) if enough else None

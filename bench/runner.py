@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import time
@@ -169,7 +170,9 @@ class Runner(Struct, frozen=True):
     def _in_a_process(self, case: Case, log: Path, *, fresh: bool) -> Outcome:
         budget = self.ready.plan.budget
         log.unlink(missing_ok=True)
-        order = Order(case=case, budget=budget, started=time.monotonic(), log=str(log))
+        order = Order(
+            case=case, budget=budget, started=time.monotonic(), log=str(log), root=os.getpid()
+        )
         kills = host.oom_kills()
         outcomes: list[Outcome] = []
 

@@ -107,7 +107,7 @@ BUDGETS = {
         target_ci=0.01,
         min_seconds=5.0,
         max_seconds=60.0,
-        latency_requests=1000,
+        latency_requests=4000,
         latency_seconds=60.0,
         timeout_s=1800.0,
     ),
@@ -196,6 +196,9 @@ class Measurement(Struct, frozen=True, kw_only=True):
     latency_p90_ms: Annotated[float | None, doc("90th percentile; from 40 requests on")] = None
     latency_p95_ms: Annotated[float | None, doc("95th percentile; from 80 requests on")] = None
     latency_p99_ms: Annotated[float | None, doc("99th percentile; from 400 requests on")] = None
+    latency_p999_ms: Annotated[float | None, doc("99.9th percentile; from 4,000 requests on")] = (
+        None
+    )
     peak_host_memory_bytes: Annotated[
         int | None, doc("high-water mark of the worker and its loaders after set-up")
     ] = None
@@ -214,13 +217,50 @@ class Measurement(Struct, frozen=True, kw_only=True):
     warmup_samples: Annotated[
         int | None, doc("how many of samples_s, from the start, are warm-up")
     ] = None
+    sample_marks: Annotated[
+        list[str] | None,
+        doc(
+            "what disturbed each of samples_s, empty if nothing: `foreign` processes on our cores, "
+            "`steal` by the hypervisor, `memory_stall`, `major_faults`"
+        ),
+    ] = None
+    disturbed_samples: Annotated[
+        int | None,
+        doc("samples after warm-up that are marked; left out unless they are more than half"),
+    ] = None
+    kept_samples: Annotated[int | None, doc("samples the throughput is made of")] = None
     steps_per_sample: Annotated[int | None, doc("steps between two synchronisations")] = None
     stop_reason: Annotated[
         str | None, doc("`target_reached`, `max_seconds`, `max_samples` or `all_epochs`")
     ] = None
+    target_reached: Annotated[
+        bool | None, doc("sampling stopped because the interval was as narrow as asked for")
+    ] = None
+    window_s: Annotated[
+        list[float] | None, doc("windows in which interference was judged: seconds of each")
+    ] = None
+    window_foreign_cpu_s: Annotated[
+        list[float] | None,
+        doc("processor seconds of processes outside our tree on our cores, each window"),
+    ] = None
+    window_steal_s: Annotated[
+        list[float] | None, doc("processor seconds the hypervisor gave to others, each window")
+    ] = None
+    window_memory_stall_s: Annotated[
+        list[float] | None, doc("seconds in which nothing ran for want of memory, each window")
+    ] = None
+    major_faults: Annotated[int | None, doc("page faults of the worker that waited for a disk")] = (
+        None
+    )
+    involuntary_switches: Annotated[
+        int | None, doc("times the worker's processor was taken from it, by us or by others")
+    ] = None
     latency_samples_s: Annotated[
         list[float] | None,
         doc("seconds of each request, host input to host output, copies included"),
+    ] = None
+    latency_disturbed_requests: Annotated[
+        int | None, doc("requests in disturbed windows; percentiles keep them")
     ] = None
     data_wait_s: Annotated[
         float | None, doc("seconds per step spent waiting for the next batch (real data, training)")
@@ -308,7 +348,10 @@ class Record(Struct, frozen=True, kw_only=True):
 WARNINGS = {
     "too_few_samples": "too few samples for an interval; give it more time with --max-seconds",
     "target_not_reached": "the interval is wider than asked for; give it more time",
-    "not_steady": "the speed never settled within the warm-up share; it may still include warm-up",
+    "not_steady": "the speed never settled or drifted while measured; no interval would be honest",
+    "two_state": "the speed has two states, and no interval would be honest; see samples_s",
+    "contaminated": "others disturbed more than half of the time: not a clean number",
+    "samples_left_out": "samples that others disturbed are left out (sample_marks says by what)",
     "fidelity_unproven": "random weights cannot show what this precision does to accuracy",
     "emulated": "this device has no units for this precision; it is emulated",
     "simulated": "made on a simulated device; not a measurement",

@@ -76,9 +76,9 @@ def test_warm_up_is_detected_kept_and_left_out() -> None:
     assert taken.first_step_s == pytest.approx(9.0)
     assert taken.samples_s[:3] == pytest.approx([0.4, 0.3, 0.2])
     assert taken.warmup_samples == 3
-    mean, interval = taken.seconds_per_step()
-    assert mean == pytest.approx(0.1)
-    assert interval is not None
+    found = taken.estimate(0.02)
+    assert found.seconds_per_step == pytest.approx(0.1)
+    assert found.interval is not None
     assert taken.settled
 
 
@@ -94,14 +94,13 @@ def test_throughput_is_the_mean_stalls_included() -> None:
     rig = Rig([0.4, 0.1, *[0.1, 0.1, 0.1, 0.7] * 200])
     taken = rig.loop().throughput(rig.step, cycle=4)
     assert taken.steps_per_sample == 4
-    mean, _ = taken.seconds_per_step()
-    assert mean == pytest.approx(0.25)
+    assert taken.estimate(0.02).seconds_per_step == pytest.approx(0.25)
 
 
 def test_the_mean_counts_a_stalled_sample_too() -> None:
     """Nine samples of 1 s and one of 11 s are 2 s each; their median would say 1."""
-    taken = Throughput(1.0, [1.0] * 9 + [11.0], 1, 0, True, "max_seconds")
-    assert taken.seconds_per_step()[0] == pytest.approx(2.0)
+    taken = Throughput(1.0, [1.0] * 9 + [11.0], 1, 0, [""] * 10, True, "max_seconds")
+    assert taken.estimate(0.02).seconds_per_step == pytest.approx(2.0)
 
 
 def test_a_speed_that_never_settles_says_so() -> None:
@@ -118,7 +117,7 @@ def test_very_slow_steps_end_soon() -> None:
     assert len(taken.samples_s) == 1
     assert not taken.settled
     assert taken.stop_reason == "max_seconds"
-    assert taken.seconds_per_step()[1] is None
+    assert taken.estimate(0.02).interval is None
 
 
 def test_full_epochs_are_timed_without_what_comes_between() -> None:
@@ -146,8 +145,9 @@ def test_full_epochs_are_timed_without_what_comes_between() -> None:
 def test_every_request_is_kept_and_the_first_stands_apart() -> None:
     """Slow requests stay among the latency samples."""
     rig = Rig([3.0, 0.1, 0.1, 2.0, 0.1])
-    first, taken = rig.loop().latency(rig.step)
-    assert first == pytest.approx(3.0)
+    requests = rig.loop().latency(rig.step)
+    taken = requests.samples_s
+    assert requests.first_s == pytest.approx(3.0)
     assert taken[:3] == pytest.approx([0.1, 0.1, 2.0])
     assert len(taken) <= BUDGET.latency_requests
 
@@ -155,7 +155,7 @@ def test_every_request_is_kept_and_the_first_stands_apart() -> None:
 def test_slow_requests_end_at_twice_their_time() -> None:
     """Eight requests are wanted, but never for longer than twice the budget."""
     rig = Rig([4.0])
-    _, taken = rig.loop().latency(rig.step)
+    taken = rig.loop().latency(rig.step).samples_s
     assert len(taken) == 3  # 4, 8, 12 s: the third passes 10 s
 
 
