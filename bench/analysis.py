@@ -13,6 +13,7 @@ import msgspec
 import pandas as pd
 from msgspec import Struct
 
+from bench import sentinel
 from bench.errors import WrongUse, unknown
 from bench.schema import Case
 
@@ -77,6 +78,18 @@ def _between(rates: pd.Series[float]) -> dict[str, float]:
         "throughput_ci_low": mean - half,
         "throughput_ci_high": mean + half,
     }
+
+
+def machine_changes(frame: pd.DataFrame, runs: set[str]) -> list[str]:
+    """A sentence for each of these runs whose sentinel says that the machine changed."""
+    rows = frame[(frame["purpose"] == sentinel.PURPOSE) & frame["run_id"].isin(runs)]
+    found = []
+    for run_id, pair in rows.sort_values("round").groupby("run_id"):
+        rates = pair["throughput_images_per_s"].dropna().tolist()
+        said = sentinel.change(rates[0], rates[-1]) if len(rates) > 1 else None
+        if said is not None:
+            found.append(f"Run {run_id}: {said}")
+    return found
 
 
 def select(frame: pd.DataFrame, selector: str) -> pd.DataFrame:

@@ -15,6 +15,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     """
 
     case: Case
+    purpose: str
     budget: Budget
     started: float
     log: str

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bench import sensors, workload
+from bench import sensors, sentinel, workload
+from bench.devices import open_device
 from bench.measure import Estimate, Loop, Tell, Throughput
 from bench.messages import Order
 from bench.precisions import PRECISIONS
@@ -29,7 +30,7 @@ NAMES_KEPT = 20  # corrupt images named in a record
 def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     """Compose, time, and gather what was seen and the codes of what to know about it."""
     case = order.case
-    work = workload.compose(case)
+    work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
     watch = sensors.HostWatch(order.root)
     loop = Loop(work.device, order.budget, tell, watch=watch)
     peak_known = sensors.reset_peak_host_memory()
@@ -53,6 +54,18 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
     found |= results(case, work) | corrupt_facts(work)
     return Measurement(**found), warnings + case_warnings(case, work, found)
+
+
+def _sentinel(case: Case) -> workload.Work:
+    device = open_device(case.device)
+    settings = device.prepare(case, PRECISIONS[case.precision])
+    return workload.Work(
+        device=device,
+        step=sentinel.make_step(),
+        settings=settings,
+        weights_sha256=None,
+        build_s=None,
+    )
 
 
 def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from bench import words
 from bench.messages import Progress
 from bench.schema import Budget, Record, Trial
+from bench.sentinel import PURPOSE
 
 
 class Quiet:
@@ -90,7 +91,9 @@ class Line(Quiet):
 
     def started(self, trial: Trial, number: int, total: int) -> None:
         """Name the case."""
-        self.number, self.total, self.case_id = number, total, trial.case.case_id
+        self.number, self.total = number, total
+        sentinel = trial.purpose == PURPOSE
+        self.case_id = "sentinel" if sentinel else trial.case.case_id
         self.first = number if self.first is None else self.first
         self._draw("setting up")
 
@@ -120,7 +123,9 @@ class Line(Quiet):
         return f", all ≲ {words.duration(most * left)}"
 
     def finished(self, record: Record) -> None:
-        """A line that stays."""
+        """A line that stays; the sentinel has none."""
+        if record.purpose == PURPOSE:
+            return
         text = f"[{self.number + 1}/{self.total}] {record.case_id}  {words.result(record)}"
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -57,15 +57,17 @@ def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     if not results.is_dir():
         raise NothingToReport(f"There is no results folder {results}; measure first: bench run.")
     found = store.read(results)
-    if found.frame.empty:
-        notes = "".join(f"\n  {note}" for note in found.passed_over)
-        raise NothingToReport(f"No usable record in {results}; measure first: bench run.{notes}")
-    rows = analysis.newest(found.frame)
+    grid = found.frame[found.frame["purpose"] == "grid"]
+    if grid.empty:
+        passed = "".join(f"\n  {note}" for note in found.passed_over)
+        raise NothingToReport(f"No usable record in {results}; measure first: bench run.{passed}")
+    rows = analysis.newest(grid)
+    notes = analysis.machine_changes(found.frame, set(rows["run_id"]))
     simulated = rows["simulated"].astype(bool)
     real = rows[~simulated].reset_index(drop=True)
     charts = sorted((draw(n, real) for n in registry.names("charts")), key=lambda c: c.place)
     headline = article.headline(real)
-    page = _page(rows, real, charts, headline, baseline, found.passed_over)
+    page = _page(rows, real, charts, headline, baseline, notes, found.passed_over)
     _write(out, page, charts)
     return Made(headline, out / "index.html", found.passed_over)
 
@@ -87,6 +89,7 @@ def _page(
     charts: list[Chart],
     headline: str,
     baseline: str | None,
+    notes: list[str],
     passed_over: list[str],
 ) -> str:
     templates = Environment(
@@ -105,6 +108,7 @@ def _page(
         machines=_machines(rows),
         claims=analysis.article_claims(),
         warnings={c: t for c, t in WARNINGS.items() if any(c in w for w in rows["warnings"])},
+        notes=notes,
         passed_over=passed_over,
         version=bench.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

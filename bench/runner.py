@@ -100,9 +100,10 @@ def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> st
     unfinished = store.unfinished_run(folder, ready.hash, ready.machine) if resume else None
     run_id, keys = unfinished or (run_id_now(), [])
     index = store.next_index(folder, run_id)
-    schedule: Schedule = Grid(ready.cases, ready.plan.repeats)
+    some = any(c.case_id not in ready.refusals for c in ready.cases)
+    schedule: Schedule = Grid(ready.cases, ready.plan.repeats, sentinel=some)
     done: set[Key] = set(keys)
-    total = len(ready.cases) * ready.plan.repeats
+    total = len(schedule.trials())
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         runner = Runner(ready, run_id, total, Path(scratch), watch)
         while (trial := schedule.next(done)) is not None:
@@ -135,7 +136,7 @@ class Runner(Struct, frozen=True):
         if refusal:
             outcome = Outcome(status="skipped", reason=refusal)
         else:
-            outcome = self._in_a_process(trial.case, log, fresh=fresh)
+            outcome = self._in_a_process(trial, log, fresh=fresh)
         device = next((d for d in self.ready.survey.devices if d.device == trial.case.device), None)
         environment = self.ready.survey.environment
         return Record(
@@ -155,7 +156,7 @@ class Runner(Struct, frozen=True):
             log=_tail(log) if outcome.status in ("failed", "timeout", "oom") else None,
             case=trial.case,
             global_batch_size=trial.case.global_batch_size,
-            budget=self.ready.plan.budget,
+            budget=trial.budget or self.ready.plan.budget,
             device_name=device.device_name if device else None,
             device_class=device.device_class if device else None,
             device_memory_bytes=device.memory_bytes if device else None,
@@ -167,11 +168,16 @@ class Runner(Struct, frozen=True):
             measurement=outcome.measurement,
         )
 
-    def _in_a_process(self, case: Case, log: Path, *, fresh: bool) -> Outcome:
-        budget = self.ready.plan.budget
+    def _in_a_process(self, trial: Trial, log: Path, *, fresh: bool) -> Outcome:
+        case, budget = trial.case, trial.budget or self.ready.plan.budget
         log.unlink(missing_ok=True)
         order = Order(
-            case=case, budget=budget, started=time.monotonic(), log=str(log), root=os.getpid()
+            case=case,
+            purpose=trial.purpose,
+            budget=budget,
+            started=time.monotonic(),
+            log=str(log),
+            root=os.getpid(),
         )
         kills = host.oom_kills()
         outcomes: list[Outcome] = []

@@ -131,6 +131,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     case: Case
     round: int = 1
     purpose: str = "grid"
+    budget: Budget | None = None  # None: the plan's
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -320,7 +321,9 @@ class Record(Struct, frozen=True, kw_only=True):
     planned: Annotated[int, doc("records this run will have when it is complete")]
     case_id: Annotated[str, doc("readable name of the case; names a series in time")]
     round: Annotated[int, doc("which repetition, from 1")]
-    purpose: Annotated[str, doc("why it was tried: `grid`, …")]
+    purpose: Annotated[
+        str, doc("why it was tried: `grid`, or `sentinel`: first and last of every run")
+    ]
     started_at: Annotated[datetime, doc("UTC")]
     seconds: Annotated[float, doc("wall seconds of the whole try, process start included")]
     worker: Annotated[

@@ -205,9 +205,9 @@ def unfinished_run(
 
 
 def statuses(folder: Path, run_id: str) -> set[str]:
-    """The statuses of all records of a run."""
-    frame = read(folder, ["run_id", "status"]).frame
-    return set(frame[frame["run_id"] == run_id]["status"])
+    """The statuses of a run's cases, its sentinel not included."""
+    frame = read(folder, ["run_id", "status", "purpose"]).frame
+    return set(frame[(frame["run_id"] == run_id) & (frame["purpose"] == "grid")]["status"])
 
 
 def next_index(folder: Path, run_id: str) -> int:

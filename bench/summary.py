@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from bench import words
+from bench import sentinel, words
 from bench.schema import WARNINGS, Record
 
 if TYPE_CHECKING:
@@ -26,9 +26,15 @@ def print_plan(ready: Ready) -> None:
 def tell(records: list[Record], folder: Path, *, json: bool, interrupted: bool) -> None:
     """The table and the warnings in plain words; one line on standard error beside --json."""
     out = sys.stderr if json else sys.stdout
+    guards = [r for r in records if r.purpose == sentinel.PURPOSE]
+    records = [r for r in records if r.purpose != sentinel.PURPOSE]
     if records and not json:
         table(records, out)
         explain(records, out)
+    if len(guards) > 1:
+        rates = [r.measurement.throughput_images_per_s for r in guards]
+        if said := sentinel.change(rates[0], rates[-1]):
+            print(said, file=out)
     done = len(records)
     if interrupted:
         print(

@@ -28,7 +28,7 @@ class Work(Struct, kw_only=True):
     device: Device
     step: Callable[[], None]
     settings: list[str]
-    weights_sha256: str
+    weights_sha256: str | None
     build_s: float | None  # None: there is nothing to build
     cycle: int = 1
     pretend_data: bool = False

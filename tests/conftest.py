@@ -30,6 +30,11 @@ class Done:
         """The records of `--json`."""
         return [json.loads(line) for line in self.out.splitlines()]
 
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        """Those that are not the sentinel's."""
+        return [r for r in self.records if r["purpose"] == "grid"]
+
 
 Bench = Callable[..., Done]
 

@@ -32,16 +32,16 @@ def simulated(bench: Bench) -> Simulated:
 
 
 def by_precision(done: Done) -> dict[str, dict[str, Any]]:
-    return {r["precision"]: r for r in done.records}
+    return {r["precision"]: r for r in done.cases}
 
 
 def test_the_command_most_users_will_type(simulated: Simulated, tmp_path: Path) -> None:
     """`bench run --device cuda --amp` works as written; nothing of it passes for measured."""
     done = simulated("run", "--device", "cuda", "--amp", "--max-seconds", "0.5", "--json")
     assert done.code == 0, done.err
-    sizes = {(r["task"], r["batch_size"]) for r in done.records}
+    sizes = {(r["task"], r["batch_size"]) for r in done.cases}
     assert sizes == {(t, b) for t in ("infer", "train") for b in (1, 64, 256)}
-    for record in done.records:
+    for record in done.cases:
         assert record["status"] == "measured"
         assert record["simulated"] is True
         assert "simulated" in record["warnings"]
@@ -58,7 +58,7 @@ def test_the_command_most_users_will_type(simulated: Simulated, tmp_path: Path) 
 def test_the_memory_of_a_training_step_is_the_devices(simulated: Simulated) -> None:
     """ResNet-50, 224 px, batch 64, fp32: activations and optimizer take about 5.5 GB."""
     arguments = ["--plan", "one", "--device", "cuda", "--task", "train", "--batch-size", "64"]
-    record = simulated("run", *arguments, "--max-seconds", "0.5", "--json").records[0]
+    record = simulated("run", *arguments, "--max-seconds", "0.5", "--json").cases[0]
     assert 5.2e9 < record["peak_device_memory_bytes"] < 6.2e9
 
 
@@ -66,8 +66,8 @@ def test_out_of_memory_on_the_gpu_is_a_result(simulated: Simulated) -> None:
     """`oom` with the allocator's words; the smaller case after it is measured; exit 0."""
     arguments = ["--plan", "one", "--device", "cuda", "--batch-size", "256,1"]
     done = simulated("run", *arguments, "--max-seconds", "0.5", "--json", memory="1GiB")
-    assert [r["status"] for r in done.records] == ["oom", "measured"]
-    assert "out of memory" in done.records[0]["reason"]
+    assert [r["status"] for r in done.cases] == ["oom", "measured"]
+    assert "out of memory" in done.cases[0]["reason"]
     assert done.code == 0
 
 
@@ -101,22 +101,22 @@ def test_a_gpu_this_torch_has_no_kernels_for(simulated: Simulated) -> None:
     """A V100 under a CUDA 13 build is skipped with the reason, exit 3."""
     done = simulated("run", *TINY, "--device", "cuda", "--json", profile="v100")
     assert done.code == 3
-    assert "no kernels for compute capability 7.0" in done.records[0]["reason"]
+    assert "no kernels for compute capability 7.0" in done.cases[0]["reason"]
 
 
 def test_of_two_models_of_gpu_each_is_measured_once(simulated: Simulated) -> None:
     """By default one GPU of each product, and the CPU."""
     done = simulated("run", *TINY, "--json", profile="mixed")
-    assert sorted(r["device"] for r in done.records) == ["cpu", "cuda:0", "cuda:1"]
-    assert len({r["device_name"] for r in done.records}) == 3
+    assert sorted(r["device"] for r in done.cases) == ["cpu", "cuda:0", "cuda:1"]
+    assert len({r["device_name"] for r in done.cases}) == 3
 
 
 def test_an_absent_gpu_is_a_skipped_record(bench: Bench) -> None:
     """A planned case never vanishes: no GPU, one record, a reason, exit 3."""
     done = bench("run", *TINY, "--device", "cuda", "--json", env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.code == 3
-    assert [r["status"] for r in done.records] == ["skipped"]
-    assert done.records[0]["reason"]
+    assert [r["status"] for r in done.cases] == ["skipped"]
+    assert done.cases[0]["reason"]
 
 
 def test_a_sticky_error_fails_one_case_and_not_the_next(simulated: Simulated) -> None:
@@ -124,5 +124,5 @@ def test_a_sticky_error_fails_one_case_and_not_the_next(simulated: Simulated) ->
     arguments = [*TINY, "--device", "cuda", "--task", "train", "--batch-size", "2,4", "--json"]
     done = simulated("run", *arguments, fault="700@300")
     assert done.code == 4
-    assert [r["status"] for r in done.records] == ["failed", "failed"]
-    assert "illegal memory access" in done.records[0]["reason"]
+    assert [r["status"] for r in done.cases] == ["failed", "failed"]
+    assert "illegal memory access" in done.cases[0]["reason"]

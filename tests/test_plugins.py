@@ -44,14 +44,14 @@ def test_examples_run(bench: Bench, extended: dict[str, str], tmp_path: Path) ->
     train += ["--data", "grey", "--recipe", "signsgd", "--json"]
     done = bench("run", *train, env=extended)
     assert done.code == 0, done.err
-    record = done.records[0]
+    record = done.cases[0]
     assert (record["device"], record["threads_used"]) == ("slowcpu:0", 1)
     assert (record["data"], record["recipe"]) == ("grey", "signsgd")
     done = bench(
         "run", *TINY, "--engine", "scripted", "--task", "infer,train", "--json", env=extended
     )
-    assert [r["status"] for r in done.records] == ["measured", "skipped"]
-    assert done.records[1]["reason"].startswith("a trace does not train")
+    assert [r["status"] for r in done.cases] == ["measured", "skipped"]
+    assert done.cases[1]["reason"].startswith("a trace does not train")
     int8 = bench(
         "run", *TINY, "--engine", "scripted", "--precision", "int8", "--json", env=extended
     )

@@ -17,15 +17,17 @@ def test_a_run_leaves_records_that_three_libraries_read(bench: Bench, tmp_path: 
     import pandas as pd
     import polars
 
-    done = bench("run", *TINY, "--task", "infer,train", "--batch-size", "2")
+    done = bench("run", *TINY, "--task", "infer,train", "--batch-size", "2", "--max-seconds", "2")
     assert done.code == 0, done.err
     folder = tmp_path / "reports" / "data"
     frame = pd.read_parquet(folder)
+    assert sorted(frame["purpose"]) == ["grid", "grid", "sentinel", "sentinel"]
+    frame = frame[frame["purpose"] == "grid"]
     assert sorted(frame["task"]) == ["infer", "train"]
     assert (frame["throughput_images_per_s"] > 0).all()
-    assert len(polars.read_parquet(folder / "*.parquet")) == 2
+    assert len(polars.read_parquet(folder / "*.parquet")) == 4
     query = f"select count(*) from read_parquet('{folder}/*.parquet')"
-    assert duckdb.sql(query).fetchall() == [(2,)]
+    assert duckdb.sql(query).fetchall() == [(4,)]
     infer = frame[frame["task"] == "infer"].iloc[0]
     train = frame[frame["task"] == "train"].iloc[0]
     assert infer["latency_p50_ms"] > 0
@@ -42,9 +44,9 @@ def test_a_run_leaves_records_that_three_libraries_read(bench: Bench, tmp_path: 
 def test_same_seed_same_numbers(bench: Bench) -> None:
     """Two runs of a case agree in weights and both losses bit for bit; another seed differs."""
     case = ["--task", "train", "--batch-size", "4", "--threads", "1", "--json"]
-    first = bench("run", *TINY, *case).records[0]
-    again = bench("run", *TINY, *case).records[0]
-    other = bench("run", *TINY, *case, "--seed", "7").records[0]
+    first = bench("run", *TINY, *case).cases[0]
+    again = bench("run", *TINY, *case).cases[0]
+    other = bench("run", *TINY, *case, "--seed", "7").cases[0]
     for name in ("weights_sha256", "first_loss", "last_loss"):
         assert first[name] == again[name]
         assert first[name] != other[name]

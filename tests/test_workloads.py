@@ -21,7 +21,7 @@ def test_a_corrupt_image_is_named_skipped_and_counted(bench: Bench, images: Path
     (images / "train" / "dog" / "empty.png").touch()
     done = bench("run", *TRAIN, "--data", "folder:images", "--epochs", "2", "--full")
     assert done.code == 0, done.err
-    record = done.records[0]
+    record = done.cases[0]
     assert record["corrupt_images"] == ["cat/broken.jpg", "dog/empty.png"]
     assert record["corrupt_image_count"] == 2
     assert "corrupt_images" in record["warnings"]
@@ -30,7 +30,7 @@ def test_a_corrupt_image_is_named_skipped_and_counted(bench: Bench, images: Path
 def test_a_training_record_splits_its_seconds(bench: Bench, images: Path) -> None:
     """Waiting, copying and computing add up to a step; one boundary between epochs is seen."""
     case = [*TRAIN, "--data", "folder:images", "--loader-workers", "1", "--epochs", "3"]
-    record = bench("run", *case).records[0]
+    record = bench("run", *case).cases[0]
     parts = [record[name] for name in ("data_wait_s", "copy_s", "compute_s")]
     assert all(part >= 0 for part in parts)
     steady = record["samples_s"][record["warmup_samples"] :]
@@ -47,7 +47,7 @@ def test_a_training_record_splits_its_seconds(bench: Bench, images: Path) -> Non
 def test_full_training_reports_real_seconds_and_accuracies(bench: Bench, images: Path) -> None:
     """All epochs, the last smaller batch too, tested after each; nothing is projected."""
     done = bench("run", *TRAIN, "--data", "folder:images", "--epochs", "2", "--full")
-    record = done.records[0]
+    record = done.cases[0]
     assert len(record["test_accuracy"]) == len(record["epoch_train_s"]) == 2
     assert all(0 <= a <= 1 for a in record["test_accuracy"])
     assert record["train_s"] == pytest.approx(sum(record["epoch_train_s"]))
@@ -83,8 +83,8 @@ def test_full_training_of_synthetic_images(bench: Bench) -> None:
 def test_without_test_images_there_is_no_test_accuracy(bench: Bench, images: Path) -> None:
     """Null and a warning, not the accuracy on the training images."""
     done = bench("run", *TRAIN, "--data", "folder:images/train", "--epochs", "1", "--full")
-    assert done.records[0]["test_accuracy"] is None
-    assert "no_test_images" in done.records[0]["warnings"]
+    assert done.cases[0]["test_accuracy"] is None
+    assert "no_test_images" in done.cases[0]["warnings"]
 
 
 def test_test_images_are_numbered_as_training_images(tmp_path: Path, images: Path) -> None:
@@ -146,15 +146,15 @@ def test_the_order_of_data_does_not_depend_on_the_loader(bench: Bench, images: P
     # Five steps an epoch.
     case += ["--threads", "1", "--loader-workers", "0,1,2"]
     done = bench("run", *case, "--epochs", "2", "--full")
-    assert len({(r["first_loss"], r["last_loss"]) for r in done.records}) == 1
-    assert {r["last_loss_step"] for r in done.records} == {10}
+    assert len({(r["first_loss"], r["last_loss"]) for r in done.cases}) == 1
+    assert {r["last_loss_step"] for r in done.cases} == {10}
 
 
 def test_data_that_cannot_fill_a_batch_says_so(bench: Bench, images: Path) -> None:
     """Never a silently smaller batch."""
     done = bench("run", *TRAIN[:-2], "64", "--data", "folder:images", "--json")
     assert done.code == 3
-    assert "40 images are fewer than one batch of 64" in done.records[0]["reason"]
+    assert "40 images are fewer than one batch of 64" in done.cases[0]["reason"]
 
 
 def test_nothing_but_corrupt_images_says_so(bench: Bench, tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_nothing_but_corrupt_images_says_so(bench: Bench, tmp_path: Path) -> Non
     for number in range(8):
         (folder / f"{number}.jpg").write_bytes(b"no")
     done = bench("run", *TRAIN, "--data", "folder:bad")
-    assert done.records[0]["status"] == "skipped"
-    assert done.records[0]["reason"].startswith("8 images in a row could not be decoded")
+    assert done.cases[0]["status"] == "skipped"
+    assert done.cases[0]["reason"].startswith("8 images in a row could not be decoded")
 
 
 def test_cifar10_absent_and_offline_says_how_to_get_it(bench: Bench) -> None:
@@ -173,8 +173,8 @@ def test_cifar10_absent_and_offline_says_how_to_get_it(bench: Bench) -> None:
     closed = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = bench("run", *TRAIN, "--data", "cifar10", env=closed)
     assert done.code == 3
-    assert "--data folder:DIR" in done.records[0]["reason"]
-    assert "cifar-10-python.tar.gz" in done.records[0]["reason"]
+    assert "--data folder:DIR" in done.cases[0]["reason"]
+    assert "cifar-10-python.tar.gz" in done.cases[0]["reason"]
 
 
 def test_weights_from_a_file(bench: Bench, tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_weights_from_a_file(bench: Bench, tmp_path: Path) -> None:
 
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
     done = bench("run", *TINY, "--weights", "good.pt,other.pt,evil.pt,empty.pt", "--json")
-    assert [r["status"] for r in done.records] == ["measured", *["skipped"] * 3]
-    assert done.records[0]["weights_sha256"] == models.weights_sha256(model)
-    assert all("do not fit" in r["reason"] for r in done.records[1:])
+    assert [r["status"] for r in done.cases] == ["measured", *["skipped"] * 3]
+    assert done.cases[0]["weights_sha256"] == models.weights_sha256(model)
+    assert all("do not fit" in r["reason"] for r in done.cases[1:])
     assert not (tmp_path / "pwned").exists()
 
 
@@ -231,7 +231,7 @@ def test_models_are_what_their_names_say(name: str, classes: int) -> None:
 def test_int8_is_int8(bench: Bench) -> None:
     """Nearly all multiply-adds ran in INT8; random weights prove no fidelity."""
     done = bench("run", *TINY, "--precision", "int8", "--task", "infer,train", "--json")
-    infer, train = done.records
+    infer, train = done.cases
     assert infer["status"] == "measured"
     assert infer["int8_mac_share"] > 0.9
     assert infer["build_s"] > 0
@@ -257,9 +257,9 @@ def test_int8_macs_are_counted_from_the_profile() -> None:
 
 def test_tf32_and_single_image_batches_are_refused_with_the_way_out(bench: Bench) -> None:
     """Reasons name what would work."""
-    tf32 = bench("run", *TINY, "--precision", "tf32", "--json").records[0]
+    tf32 = bench("run", *TINY, "--precision", "tf32", "--json").cases[0]
     assert "use --precision fp32" in tf32["reason"]
-    single = bench("run", *TINY, "--task", "train", "--json").records[0]
+    single = bench("run", *TINY, "--task", "train", "--json").cases[0]
     assert "--batch-size 2" in single["reason"]
 
 
@@ -296,7 +296,7 @@ def test_a_broken_torchvision_is_a_failed_record(bench: Bench, tmp_path: Path) -
     """A torchvision that does not fit its torch: the record holds the reason, exit 4."""
     done = bench("run", *TINY, "--json", env=breaking(tmp_path, "torchvision"))
     assert done.code == 4
-    assert "operator nms does not exist" in done.records[0]["reason"]
+    assert "operator nms does not exist" in done.cases[0]["reason"]
 
 
 def test_doctor_says_what_works_and_what_is_noisy(bench: Bench) -> None:

@@ -1,0 +1,53 @@
+"""A tiny fixed piece of work that every run measures first and last.
+
+It needs no torchvision and no model of ours, so that a machine that became slower
+can be told from software that did: a matrix product, a memory copy, a Python loop,
+each a few hundredths of a second on one core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.schema import Budget, Case
+
+PURPOSE = "sentinel"
+CASE = Case(model="sentinel", threads=1)
+BUDGET = Budget(
+    name=PURPOSE, min_seconds=0.6, max_seconds=0.6, warmup_share=0.5, target_ci=0.05, timeout_s=60
+)
+CHANGED = 0.05  # a machine whose sentinel differs by more between first and last has changed
+SIDE = 768  # of the square matrices
+COPIED_BYTES = 2**26  # more than caches hold
+TURNS = 200_000  # of the Python loop
+
+
+def make_step() -> Callable[[], None]:
+    """The work itself. Imports torch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(SIDE, SIDE, generator=generator)
+    product = torch.empty_like(left)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
+    target = torch.empty_like(source)
+
+    def step() -> None:
+        torch.mm(left, left, out=product)
+        target.copy_(source)
+        total = 0
+        for turn in range(TURNS):
+            total += turn
+
+    return step
+
+
+def change(first: float | None, last: float | None) -> str | None:
+    """What the sentinel's speeds at a run's start and end say of the machine; None: nothing."""
+    if not first or not last or abs(last / first - 1) <= CHANGED:
+        return None
+    way = "slower" if last < first else "faster"
+    return (
+        f"The machine changed during this run: its sentinel, a fixed piece of work, was "
+        f"{100 * abs(last / first - 1):.0f} % {way} at the end than at the start."
+    )

@@ -1,0 +1,66 @@
+"""The sentinel: every run measures the same fixed work first and last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import sentinel
+from tests import records
+from tests.conftest import TINY, Bench
+
+
+@pytest.mark.slow
+def test_every_run_measures_the_sentinel_first_and_last(bench: Bench, tmp_path: Path) -> None:
+    """Its records are stored like any other; the table and the exit code leave them out."""
+    done = bench("run", *TINY, "--json")
+    assert done.code == 0, done.err
+    first, case, last = done.records
+    assert (first["purpose"], first["round"]) == ("sentinel", 1)
+    assert case["purpose"] == "grid"
+    assert (last["purpose"], last["round"]) == ("sentinel", 2)
+    assert first["status"] == last["status"] == "measured"
+    assert first["seconds"] + last["seconds"] < 10  # 2 s where nobody disturbs
+    assert len(list(tmp_path.rglob("*.parquet"))) == 3
+    page = bench("report")
+    assert page.code == 0
+    assert "sentinel/" not in (tmp_path / "reports/latest/index.html").read_text()
+
+
+@pytest.mark.slow
+def test_where_nothing_can_run_there_is_no_sentinel(bench: Bench) -> None:
+    """Exit 3: nothing could be measured."""
+    done = bench("run", *TINY, "--device", "cuda:9", "--json")
+    assert done.code == 3
+    assert [r["purpose"] for r in done.records] == ["grid"]
+
+
+@pytest.mark.parametrize(("last", "said"), [(90.0, "10 % slower"), (106.0, "6 % faster")])
+def test_a_machine_that_changed_is_said_to_have(
+    bench: Bench, tmp_path: Path, last: float, said: str
+) -> None:
+    """More than 5 % between the two."""
+    write_run(tmp_path, last)
+    assert bench("report").code == 0
+    page = (tmp_path / "reports/latest/index.html").read_text()
+    assert "The machine changed during this run" in page
+    assert said in page
+
+
+def test_a_machine_that_stayed_is_not_mentioned(bench: Bench, tmp_path: Path) -> None:
+    """5 % are not more than 5 %."""
+    write_run(tmp_path, 95.5)
+    assert bench("report").code == 0
+    assert "machine changed" not in (tmp_path / "reports/latest/index.html").read_text()
+
+
+def write_run(folder: Path, last: float) -> None:
+    """A run of one case between two sentinels."""
+    guard = {"purpose": "sentinel", "case": sentinel.CASE}
+    records.write(
+        folder / "reports/data",
+        records.record(rate=100.0, number=0, **guard),
+        records.record(number=1),
+        records.record(rate=last, number=2, round=2, **guard),
+    )
