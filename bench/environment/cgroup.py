@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import psutil
 
@@ -71,7 +71,7 @@ def container() -> str | None:
     if all(_namespace(kind) == name for kind, name in FIRST_NAMESPACES.items()):
         return "none"
     for mark, engine in MARKS.items():
-        if Path(mark).exists():
+        if read(mark) is not None:
             return f"{engine} ({mark})"
     named = read(SYSTEMD_MARK)
     return f"{named} ({SYSTEMD_MARK})" if named else None
