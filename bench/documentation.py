@@ -21,11 +21,12 @@ TYPES = {
 
 
 def schema_table() -> str:
-    """Every column: name, type, whether it can be null, meaning."""
-    lines = ["| column | type | null | meaning |", "| --- | --- | --- | --- |"]
+    """Every column: name, type, whether it can be null, its fingerprint, meaning."""
+    lines = ["| column | type | null | fingerprint | meaning |", "| --- | --- | --- | --- | --- |"]
     for c in columns():
         null = "yes" if c.nullable else ""
-        lines.append(f"| `{c.name}` | {TYPES[c.type]} | {null} | {c.description} |")
+        kind, part = TYPES[c.type], c.fingerprint or ""
+        lines.append(f"| `{c.name}` | {kind} | {null} | {part} | {c.description} |")
     return "\n".join(lines)
 
 

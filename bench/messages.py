@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from bench.schema import Budget, Case, DeviceFacts, Environment, Measurement, Status
+from bench.facts import DeviceFacts, Environment
+from bench.schema import Budget, Case, Measurement, Status
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):

@@ -14,9 +14,10 @@ from msgspec import Struct
 from bench import registry
 from bench.data import plugin, split
 from bench.errors import WrongUse, unknown
+from bench.facts import DeviceFacts
 from bench.models import MODELS
 from bench.precisions import PRECISIONS
-from bench.schema import BUDGETS, Budget, Case, DeviceFacts, short_hash
+from bench.schema import BUDGETS, Budget, Case, short_hash
 
 AXES = tuple(f.name for f in msgspec.structs.fields(Case) if f.name != "full")
 BLOCK_KEYS = (*AXES, "fixed", "skip_emulated")

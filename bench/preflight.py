@@ -13,9 +13,10 @@ from bench import data, registry, workload
 from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
+from bench.facts import DeviceFacts
 from bench.messages import Checked, Finding, Survey
 from bench.precisions import PRECISIONS, Precision
-from bench.schema import Case, DeviceFacts
+from bench.schema import Case
 
 
 def main(connection: Connection, payload: bytes) -> None:

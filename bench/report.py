@@ -10,24 +10,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader, StrictUndefined
 from msgspec import Struct
 
 import bench
 from bench import analysis, article, registry, store, words
 from bench.errors import NothingToReport, WrongUse
-from bench.schema import WARNINGS
+from bench.facts import DeviceState, Environment
+from bench.schema import WARNINGS, columns
 
-# Columns of the environment table, with what they are called.
-FACTS = {
-    "cpu_model": "CPU", "cpu_cores_physical": "physical cores", "cpu_cores_usable": "usable cores",
-    "cpu_features": "instruction sets", "memory_bytes": "memory", "cpu_governor": "governor",
-    "virtualised": "virtual machine", "kernel": "kernel", "driver": "driver",
-    "python": "Python", "torch": "torch", "torchvision": "torchvision", "torchao": "torchao",
+# What the environment table calls the columns whose names would not do.
+NAMES = {
+    "cpu_model": "CPU", "cpu_features": "instruction sets", "smt": "SMT",
+    "numa_nodes": "NUMA nodes",
+    "cpu_cores_physical": "physical cores", "cpu_cores_logical": "logical cores",
+    "cpu_cores_usable": "usable cores", "cpu_governor": "governor", "libc": "C library",
+    "huge_pages": "transparent huge pages", "virtualised": "virtual machine",
+    "mig_profile": "MIG profile", "mig_mode": "MIG mode", "ecc": "ECC", "vbios": "VBIOS",
+    "python": "Python", "torch_onednn": "torch's oneDNN",
+    "torch_mkl": "torch's MKL", "torch_blas": "torch's BLAS", "torch_openmp": "torch's OpenMP",
     "bench_version": "resnet-bench", "git_commit": "commit", "git_dirty": "uncommitted changes",
     "environment_variables": "variables",
 }  # fmt: skip
+FACTS = ("driver", *(c.name for noun in (DeviceState, Environment) for c in columns(noun)))
+UNITS = {"_mhz": "MHz", "_w": "W"}
 
 
 class Chart(Struct, frozen=True):
@@ -92,7 +101,7 @@ def _page(
     notes: list[str],
     passed_over: list[str],
 ) -> str:
-    templates = Environment(
+    templates = Templates(
         loader=PackageLoader("bench"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -125,22 +134,43 @@ def _plain(rows: pd.DataFrame) -> list[dict[Any, Any]]:
     ]
 
 
-def _machines(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Facts of each machine and its software, newest first, with the devices measured there."""
+def _machines(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Facts of each machine and its software, newest first, with the devices measured there.
+
+    What is not known is named in the last line, so that it hides nothing and fills no page.
+    """
     machines = []
     grouped = rows.groupby(["cpu_model", "software_fingerprint"], dropna=False, sort=False)
     for _, group in grouped:
         last = group.iloc[-1]
+        texts = {name: _text(name, last[name]) for name in FACTS}
         facts = {"devices": ", ".join(dict.fromkeys(group["device_name"].dropna()))}
-        for column, name in FACTS.items():
-            value = last[column]
-            if isinstance(value, numbers.Real) and column.endswith("_bytes"):
-                value = f"{float(value) / 2**30:.1f} GiB"
-            if not pd.api.types.is_scalar(value):
-                value = ", ".join(value)
-            facts[name] = words.DASH if pd.isna(value) or value == "" else str(value)
+        facts |= {_called(name): text for name, text in texts.items() if text is not None}
+        facts["not known, or none"] = ", ".join(_called(n) for n, t in texts.items() if t is None)
         machines.append(facts)
     return machines[::-1]
+
+
+def _called(column: str) -> str:
+    """A column's name in words."""
+    words_of_it = column.removesuffix("_bytes").removesuffix("_mhz").removesuffix("_w")
+    return NAMES.get(column, words_of_it.replace("_", " "))
+
+
+def _text(column: str, value: Any) -> str | None:
+    """A fact with its unit; None where there is none."""
+    if not pd.api.types.is_scalar(value):
+        return ", ".join(value) or None
+    if pd.isna(value) or value == "":
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if not isinstance(value, numbers.Real):
+        return str(value)
+    if column.endswith("_bytes"):
+        return f"{float(value) / 2**30:.1f} GiB"
+    unit = next((unit for suffix, unit in UNITS.items() if column.endswith(suffix)), "")
+    return f"{float(value):g} {unit}".strip()
 
 
 def _write(out: Path, page: str, charts: list[Chart]) -> None:

@@ -14,12 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from bench import processes, store
-from bench.environment import host
-from bench.environment.collect import machine_fingerprint, software_fingerprint
+from bench.environment import cgroup
+from bench.environment.fingerprints import machine_fingerprint, software_fingerprint
+from bench.facts import DeviceFacts, DeviceState
 from bench.messages import Checked, Order, Outcome, Progress, Survey
 from bench.planning import Plan, Planned, asked_devices, expand, plan_hash
 from bench.schedules import Grid, Key, Schedule
-from bench.schema import Case, DeviceFacts, Record, Trial
+from bench.schema import Case, Record, Trial
 
 LOG_KEPT = 2000  # characters of a failed worker's output that stay in its record
 
@@ -161,6 +162,7 @@ class Runner(Struct, frozen=True):
             device_class=device.device_class if device else None,
             device_memory_bytes=device.memory_bytes if device else None,
             driver=device.driver if device else None,
+            device_state=device.state if device else DeviceState(),
             simulated=device.simulated if device else False,
             machine_fingerprint=machine_fingerprint(environment, device),
             software_fingerprint=software_fingerprint(environment, device),
@@ -179,7 +181,7 @@ class Runner(Struct, frozen=True):
             log=str(log),
             root=os.getpid(),
         )
-        kills = host.oom_kills()
+        kills = cgroup.oom_kills()
         outcomes: list[Outcome] = []
 
         def hear(message: bytes) -> bool:
@@ -211,7 +213,7 @@ def _died(code: int | None, kills_before: int | None) -> Outcome:
 
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        kills = host.oom_kills()
+        kills = cgroup.oom_kills()
         if name == "SIGKILL" and kills is not None and kills > (kills_before or 0):
             return Outcome(status="oom", reason="the kernel killed the worker: out of host memory")
         return Outcome(status="failed", reason=f"the worker was ended by {name}")

@@ -14,17 +14,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
+
+from bench.facts import DEVICE_NAME, DRIVER, DeviceState, Environment, Fingerprint, doc
 
 SCHEMA_VERSION = 1
 
 Task = Literal["train", "infer"]
 Status = Literal["measured", "skipped", "oom", "failed", "timeout"]
-
-
-def doc(text: str) -> Meta:
-    """The description of a column."""
-    return Meta(description=text)
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -137,50 +134,6 @@ class Trial(Struct, frozen=True, kw_only=True):
     def key(self) -> tuple[str, int, str]:
         """What tells two tries of one run apart."""
         return (self.case.case_id, self.round, self.purpose)
-
-
-class DeviceFacts(Struct, frozen=True, kw_only=True):
-    """One device as found."""
-
-    device: Annotated[str, doc("name to give to --device")]
-    kind: Annotated[str, doc("the plug-in that drives it")]
-    device_class: Annotated[str, doc("`cpu` or `gpu`: which batch sizes of a plan it takes")]
-    device_name: Annotated[str, doc("product name")]
-    memory_bytes: Annotated[int | None, doc("memory of the device")] = None
-    driver: Annotated[str | None, doc("version of the device's driver")] = None
-    simulated: Annotated[bool, doc("a simulated device: its times mean nothing")] = False
-
-
-class Environment(Struct, frozen=True, kw_only=True):
-    """The machine and the software as found. Unknown is null."""
-
-    bench_version: Annotated[str, doc("version of this package")]
-    git_commit: Annotated[str | None, doc("commit of the checkout this package runs from")] = None
-    git_dirty: Annotated[bool | None, doc("that checkout had uncommitted changes")] = None
-    python: Annotated[str | None, doc("version of Python")] = None
-    torch: Annotated[str | None, doc("version of torch, with its build")] = None
-    torchvision: Annotated[str | None, doc("version of torchvision")] = None
-    torchao: Annotated[str | None, doc("version of torchao")] = None
-    torch_build: Annotated[str | None, doc("CUDA or ROCm version torch was built for, or cpu")] = (
-        None
-    )
-    cpu_model: Annotated[str | None, doc("CPU model")] = None
-    cpu_features: Annotated[
-        list[str] | None, doc("instruction sets that matter here: avx2, avx512_vnni, amx_bf16, …")
-    ] = None
-    cpu_cores_physical: Annotated[int | None, doc("physical cores of the machine")] = None
-    cpu_cores_logical: Annotated[int | None, doc("logical cores of the machine")] = None
-    cpu_cores_usable: Annotated[
-        int | None, doc("cores this process may use (affinity, cgroup)")
-    ] = None
-    cpu_governor: Annotated[str | None, doc("frequency governor")] = None
-    memory_bytes: Annotated[int | None, doc("memory of the machine")] = None
-    memory_limit_bytes: Annotated[int | None, doc("memory limit of the cgroup")] = None
-    kernel: Annotated[str | None, doc("kernel release")] = None
-    virtualised: Annotated[bool | None, doc("runs under a hypervisor")] = None
-    environment_variables: Annotated[
-        list[str] | None, doc("NAME=value of the few variables that change speed")
-    ] = None
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -336,13 +289,14 @@ class Record(Struct, frozen=True, kw_only=True):
     case: Case
     global_batch_size: Annotated[int, doc("images per step over all devices")]
     budget: Budget
-    device_name: Annotated[str | None, doc("product name of the device")] = None
+    device_name: Annotated[str | None, DEVICE_NAME] = None
     device_class: Annotated[str | None, doc("`cpu` or `gpu`")] = None
     device_memory_bytes: Annotated[int | None, doc("memory of the device")] = None
-    driver: Annotated[str | None, doc("version of the device's driver")] = None
+    driver: Annotated[str | None, DRIVER] = None
+    device_state: DeviceState = DeviceState()
     simulated: Annotated[bool, doc("made on a simulated device: never a measurement")] = False
-    machine_fingerprint: Annotated[str, doc("what the machine is: CPU, cores, memory, this device")]
-    software_fingerprint: Annotated[str, doc("what runs on it: versions, kernel, driver, governor")]
+    machine_fingerprint: Annotated[str, doc("hash of what the machine and this device are")]
+    software_fingerprint: Annotated[str, doc("hash of what can be changed on them")]
     environment: Environment
     measurement: Measurement
 
@@ -366,13 +320,21 @@ WARNINGS = {
 
 
 class Column(Struct, frozen=True):
-    """One column of the Parquet file. `path` leads to its value inside a Record."""
+    """One column of the Parquet file. `path` leads to its value inside the noun."""
 
     name: str
     type: Any  # bool, int, float, str, datetime, list[str] or list[float]
     nullable: bool
     description: str
     path: tuple[str, ...]
+    fingerprint: Fingerprint | None = None  # the one that is made of it
+
+    def value(self, noun: Struct) -> Any:
+        """What `noun` holds in this column."""
+        value: Any = noun
+        for name in self.path:
+            value = getattr(value, name)
+        return value
 
 
 PREFIXES = {"budget": "budget_"}  # `name` alone would not say whose name it is
@@ -386,16 +348,16 @@ def columns(struct: type[Struct] = Record) -> tuple[Column, ...]:
 def _walk(struct: type[Struct], path: tuple[str, ...], prefix: str) -> Iterator[Column]:
     hints = typing.get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
-        hint, text = hints[field.name], ""
+        hint, meta = hints[field.name], doc("")
         here = (*path, field.name)
         if get_origin(hint) is Annotated:
-            hint, *metas = get_args(hint)
-            text = next((m.description for m in metas if isinstance(m, Meta)), "") or ""
+            hint, meta = get_args(hint)
         if isinstance(hint, type) and issubclass(hint, Struct):
             yield from _walk(hint, here, PREFIXES.get(field.name, ""))
             continue
         kind, nullable = _plain(hint)
-        yield Column(prefix + field.name, kind, nullable, text, here)
+        text, fingerprint = meta.description or "", (meta.extra or {}).get("fingerprint")
+        yield Column(prefix + field.name, kind, nullable, text, here, fingerprint)
 
 
 def _plain(hint: Any) -> tuple[Any, bool]:

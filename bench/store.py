@@ -56,13 +56,7 @@ def arrow_schema() -> pa.Schema:
 
 def row(record: Record) -> dict[str, Any]:
     """A record as flat column name → value."""
-    values = {}
-    for column in columns():
-        value: Any = record
-        for name in column.path:
-            value = getattr(value, name)
-        values[column.name] = value
-    return values
+    return {column.name: column.value(record) for column in columns()}
 
 
 def make_writable(folder: Path) -> None:

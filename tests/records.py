@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
-from bench.schema import BUDGETS, Case, Environment, Measurement, Record
+from bench.facts import Environment
+from bench.schema import BUDGETS, Case, Measurement, Record
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -111,6 +111,31 @@ def test_of_two_models_of_gpu_each_is_measured_once(simulated: Simulated) -> Non
     assert len({r["device_name"] for r in done.cases}) == 3
 
 
+def test_the_state_of_the_gpu_is_in_the_record(simulated: Simulated) -> None:
+    """Of the right GPU of two, although NVML counts them in another order."""
+    arguments = [*TINY, "--device", "cuda:0,cuda:1", "--json"]
+    first, second = simulated("run", *arguments, profile="mixed").records
+    assert (first["power_limit_w"], first["compute_capability"]) == (400.0, "8.0")
+    assert (second["power_limit_w"], second["compute_capability"]) == (70.0, "7.5")
+    assert (second["sm_clock_max_mhz"], second["pcie_generation"]) == (1590, 3)
+    assert first["mig_profile"] is None
+    assert first["driver"] == second["driver"] is not None
+    assert first["machine_fingerprint"] != second["machine_fingerprint"]
+
+
+def test_a_slice_of_a_gpu_is_a_machine_of_its_own(simulated: Simulated) -> None:
+    """The profile is the slice's, the power limit the whole GPU's; without NVML it is null."""
+    (record,) = simulated("run", *TINY, "--device", "cuda", "--json", profile="mig").records
+    assert (record["mig_profile"], record["mig_mode"]) == ("3g.20gb", True)
+    assert record["power_limit_w"] == 400.0
+    arguments = [*TINY, "--device", "cuda", "--json"]
+    (blind,) = simulated("run", *arguments, profile="mig", nvml_init_error=9).records
+    assert blind["status"] == "measured"
+    assert blind["driver"] is blind["power_limit_w"] is blind["mig_mode"] is None
+    assert blind["machine_fingerprint"] == record["machine_fingerprint"]
+    assert blind["software_fingerprint"] != record["software_fingerprint"]
+
+
 def test_an_absent_gpu_is_a_skipped_record(bench: Bench) -> None:
     """A planned case never vanishes: no GPU, one record, a reason, exit 3."""
     done = bench("run", *TINY, "--device", "cuda", "--json", env={"CUDA_VISIBLE_DEVICES": ""})

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import planning
+from bench.facts import DeviceFacts
 from bench.schedules import Grid
-from bench.schema import BUDGETS, Case, DeviceFacts
+from bench.schema import BUDGETS, Case
 
 CPU = DeviceFacts(device="cpu", kind="cpu", device_class="cpu", device_name="C")
 GPU = DeviceFacts(device="cuda:0", kind="cuda", device_class="gpu", device_name="G")

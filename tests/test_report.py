@@ -13,6 +13,7 @@ import pytest
 
 from bench import analysis, store
 from bench.errors import NothingToReport, WrongUse
+from bench.facts import DeviceState, Environment
 from bench.report import make
 from bench.schema import BUDGETS, Case
 from tests.conftest import Bench
@@ -110,6 +111,32 @@ def test_a_simulated_gpu_is_in_no_headline_and_no_chart(tmp_path: Path) -> None:
     assert "SIMULATED, not a measurement" in html
     speedups = html.split("<h2>Speed-up</h2>")[1].split("<h2>")[0]
     assert "cuda" not in speedups
+
+
+def test_the_environment_is_told_with_units_and_wraps(tmp_path: Path) -> None:
+    """Facts with their units, yes and no; what is not known is named once."""
+    environment = Environment(
+        bench_version="0",
+        cpu_model="Test CPU",
+        memory_bytes=2**34,
+        smt=False,
+        git_dirty=True,
+        cpu_frequency_max_mhz=2600.0,
+        environment_variables=["OMP_PLACES=" + "0" * 300],
+    )
+    state = DeviceState(power_limit_w=250.0, ecc=True)
+    # Another machine beside it that knows next to nothing makes every column nullable.
+    other = record(Case(batch_size=2), software_fingerprint="other")
+    html = page(tmp_path, other, record(environment=environment, device_state=state, number=1))
+    facts = html.split("<h2>Environment</h2>")[1].split("</table>")[0]
+    rows = dict(re.findall(r'<tr><th>(.*?)</th><td class="fact">(.*?)</td>', facts))
+    assert rows["memory"] == "16.0 GiB"
+    assert rows["power limit"] == "250 W"
+    assert rows["cpu frequency max"] == "2600 MHz"
+    assert (rows["SMT"], rows["ECC"], rows["uncommitted changes"]) == ("no", "yes", "yes")
+    assert "kernel" in rows["not known, or none"]
+    assert "kernel" not in rows
+    assert "td.fact { overflow-wrap: anywhere; }" in html
 
 
 def test_every_status_has_its_row_and_reason(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bench import registry
 from bench.environment import host
-from bench.schema import Case, DeviceFacts
+from bench.facts import DeviceFacts
+from bench.schema import Case
 
 if TYPE_CHECKING:
     import torch

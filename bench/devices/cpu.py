@@ -8,8 +8,9 @@ import torch
 
 from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
 from bench.environment import host
+from bench.facts import DeviceFacts
 from bench.precisions import Precision
-from bench.schema import Case, DeviceFacts
+from bench.schema import Case
 
 CLASS = "cpu"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import torch
 
 from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
+from bench.environment import nvml
+from bench.facts import DeviceFacts
 from bench.precisions import Precision
-from bench.schema import Case, DeviceFacts
+from bench.schema import Case
 
 CLASS = "gpu"
 
@@ -44,24 +47,9 @@ def why_none() -> str:
 
 def noise() -> list[str]:
     """Other processes that compute on the GPUs here, by NVML."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    sentences = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-            name = pynvml.nvmlDeviceGetName(handle)
-        except pynvml.NVMLError:
-            continue
-        if others:
-            sentences.append(f"{others} processes compute on GPU {index} ({name}) already")
-    pynvml.nvmlShutdown()
-    return sentences
+    return [
+        f"{processes} processes compute on {gpu} already" for gpu, processes in nvml.busy().items()
+    ]
 
 
 def simulated() -> bool:
@@ -89,7 +77,7 @@ class Device:
         self.index = int(name.partition(":")[2] or 0)
 
     def facts(self) -> DeviceFacts:
-        """Name, memory and driver, as the runtime and NVML tell them."""
+        """Name, memory, driver and state, as the runtime and NVML tell them."""
         properties = torch.cuda.get_device_properties(self.index)
         return DeviceFacts(
             device=self.name,
@@ -97,8 +85,14 @@ class Device:
             device_class=CLASS,
             device_name=properties.name,
             memory_bytes=properties.total_memory,
-            driver=_driver_version(),
+            driver=nvml.driver(),
             simulated=simulated(),
+            state=msgspec.structs.replace(
+                nvml.state(str(properties.uuid)),
+                compute_capability=f"{properties.major}.{properties.minor}",
+                # `NVIDIA A100-SXM4-40GB MIG 3g.20gb`
+                mig_profile=properties.name.partition(" MIG ")[2] or None,
+            ),
         )
 
     def torch_device(self) -> torch.device:
@@ -203,18 +197,3 @@ def _has_kernels(major: int, minor: int) -> bool:
         if number // 10 == major and number % 10 <= minor:
             return True
     return False
-
-
-def _driver_version() -> str | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()

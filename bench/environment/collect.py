@@ -1,69 +1,69 @@
-"""All facts together, and the two hashes made of them."""
+"""All facts together. Runs in a child, where torch is loaded already."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
 import bench
-from bench.environment import host, software
-from bench.schema import DeviceFacts, Environment, short_hash
+from bench.environment import cgroup, host, software, torch_build
+from bench.facts import Environment
+
+# Field of an Environment -> the one function that finds it.
+SOURCES: Mapping[str, Callable[[], Any]] = {
+    "git_commit": software.git_commit,
+    "git_dirty": software.git_dirty,
+    "python": software.python,
+    "torch": torch_build.version,
+    "torchvision": partial(software.version, "torchvision"),
+    "torchao": partial(software.version, "torchao"),
+    "triton": partial(software.version, "triton"),
+    "onnxruntime": partial(software.version, "onnxruntime", "onnxruntime-gpu"),
+    "openvino": partial(software.version, "openvino"),
+    "tensorrt": partial(software.version, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "torch_tensorrt": partial(software.version, "torch-tensorrt"),
+    "torch_build": torch_build.build,
+    **{name: partial(torch_build.built_with, name) for name in torch_build.PATTERNS},
+    "torch_cpu_capability": torch_build.cpu_capability,
+    "intraop_threads_default": torch_build.intraop_threads,
+    "interop_threads_default": torch_build.interop_threads,
+    "cpu_model": host.cpu_model,
+    "cpu_features": host.cpu_features,
+    "cpu_sockets": host.sockets,
+    "cpu_cores_physical": host.cores_physical,
+    "cpu_cores_logical": host.cores_logical,
+    "cpu_cores_usable": host.cores_usable,
+    "cpu_limit_cores": cgroup.cpu_limit_cores,
+    "smt": host.smt,
+    "numa_nodes": host.numa_nodes,
+    "cpu_governor": host.governor,
+    "cpu_frequency_min_mhz": host.frequency_min_mhz,
+    "cpu_frequency_max_mhz": host.frequency_max_mhz,
+    "cpu_frequency_mhz": host.frequency_mhz,
+    "memory_bytes": host.memory_bytes,
+    "memory_limit_bytes": cgroup.memory_limit_bytes,
+    "memory_available_bytes": host.memory_available_bytes,
+    "swap_bytes": host.swap_bytes,
+    "swap_used_bytes": host.swap_used_bytes,
+    "huge_pages": host.huge_pages,
+    "kernel": host.kernel,
+    "libc": software.libc,
+    "container": cgroup.container,
+    "virtualised": host.virtualised,
+    "hypervisor": host.hypervisor,
+    "environment_variables": software.variables,
+}
 
 
 def collect() -> Environment:
-    """The environment of this process. Runs where torch is loaded already."""
-    import torch
-
-    commit, dirty = software.git()
-    return Environment(
-        bench_version=bench.__version__,
-        git_commit=commit,
-        git_dirty=dirty,
-        python=software.python(),
-        torch=str(torch.__version__),
-        torchvision=software.version("torchvision"),
-        torchao=software.version("torchao"),
-        torch_build=torch.version.cuda or torch.version.hip or "cpu",
-        cpu_model=host.cpu_model(),
-        cpu_features=host.cpu_features(),
-        cpu_cores_physical=host.cores_physical(),
-        cpu_cores_logical=host.cores_logical(),
-        cpu_cores_usable=host.cores_usable(),
-        cpu_governor=host.cpu_governor(),
-        memory_bytes=host.memory_bytes(),
-        memory_limit_bytes=host.memory_limit_bytes(),
-        kernel=host.kernel(),
-        virtualised=host.virtualised(),
-        environment_variables=software.variables(),
-    )
-
-
-def machine_fingerprint(environment: Environment, device: DeviceFacts | None) -> str:
-    """What the machine is: CPU model, physical cores, memory in GiB, and the device measured."""
-    memory = environment.memory_bytes
-    gib = None if memory is None else round(memory / 2**30)
-    return short_hash(
-        [
-            environment.cpu_model,
-            environment.cpu_cores_physical,
-            gib,
-            device.device_name if device else None,
-        ]
-    )
-
-
-def software_fingerprint(environment: Environment, device: DeviceFacts | None) -> str:
-    """What runs on it and could be changed: versions, kernel, driver, limits, variables."""
-    return short_hash(
-        [
-            environment.bench_version,
-            environment.git_commit,
-            environment.python,
-            environment.torch,
-            environment.torchvision,
-            environment.torchao,
-            environment.kernel,
-            environment.cpu_governor,
-            environment.cpu_cores_usable,
-            environment.memory_limit_bytes,
-            environment.environment_variables,
-            device.driver if device else None,
-        ]
-    )
+    """The environment of this process. What cannot be found out, for whatever reason, is None."""
+    found: dict[str, Any] = {"bench_version": bench.__version__}
+    for field, source in SOURCES.items():
+        # A fact is never worth a run: a source that breaks on an odd machine leaves null.
+        with contextlib.suppress(Exception):
+            found[field] = source()
+    return msgspec.convert(found, Environment)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from functools import cache
 from pathlib import Path
 
 import psutil
+
+from bench.environment import cgroup
+from bench.environment.files import read
+
+CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 # Instruction sets that decide how fast a ResNet runs, as /proc/cpuinfo names them
 # (x86 flags and Arm features).
@@ -21,10 +27,7 @@ FEATURES = (
 @cache
 def _cpuinfo() -> dict[str, str]:
     """The first processor's lines of /proc/cpuinfo; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
+    text = read("/proc/cpuinfo") or ""
     lines = text.split("\n\n", 1)[0].splitlines()
     pairs = (line.partition(":")[::2] for line in lines)
     return {key.strip(): value.strip() for key, value in pairs}
@@ -56,18 +59,59 @@ def cores_logical() -> int | None:
 def cores_usable() -> int:
     """Cores this process may use: affinity, and the quota of its cgroup rounded down."""
     cores = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    limit = cgroup.cpu_limit_cores()
+    return cores if limit is None else max(1, min(cores, int(limit)))
 
 
-def _cpu_quota() -> float | None:
-    """Cores' worth of time our cgroup allows (v2, then v1); None for no limit."""
-    for file in _own_cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
-        quota, _, period = (_read(file) or "").partition(" ")
-        period = period or _read(file.replace("quota", "period")) or ""
-        if quota.isdigit() and period.isdigit():
-            return int(quota) / int(period)
-    return None
+def sockets() -> int | None:
+    """Processor packages of the machine."""
+    files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/physical_package_id")
+    packages = {read(str(file)) for file in files} - {None, "-1"}  # -1: not told
+    return len(packages) or None
+
+
+def smt() -> bool | None:
+    """Whether two threads share a core."""
+    active = read("/sys/devices/system/cpu/smt/active")
+    return None if active is None else active == "1"
+
+
+def numa_nodes() -> int | None:
+    """NUMA nodes of the machine."""
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or None
+
+
+def isolated_cores() -> str | None:
+    """Cores set apart from the scheduler, as a list of ranges; empty for none."""
+    return read("/sys/devices/system/cpu/isolated")
+
+
+def governor() -> str | None:
+    """Frequency governor of the first core."""
+    return read(f"{CPUFREQ}/scaling_governor")
+
+
+def frequency_min_mhz() -> float | None:
+    """The least its governor may choose."""
+    return _mhz("scaling_min_freq")
+
+
+def frequency_max_mhz() -> float | None:
+    """The most its governor may choose."""
+    return _mhz("scaling_max_freq")
+
+
+def frequency_mhz() -> float | None:
+    """What it runs at now."""
+    now = _mhz("scaling_cur_freq")
+    told = _cpuinfo().get("cpu MHz")  # without frequency scaling, as in most virtual machines
+    return now if now is not None or told is None else float(told)
+
+
+def _mhz(file: str) -> float | None:
+    """A file of cpufreq, which counts in kHz."""
+    text = read(f"{CPUFREQ}/{file}")
+    return int(text) / 1000 if text is not None and text.isdigit() else None
 
 
 def memory_bytes() -> int:
@@ -75,40 +119,26 @@ def memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def memory_limit_bytes() -> int | None:
-    """Memory limit of our cgroup; None for none."""
-    for file in _own_cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
-        text = _read(file)
-        if text is not None and text.isdigit() and int(text) < memory_bytes():
-            return int(text)
-    return None
+def memory_available_bytes() -> int:
+    """Memory that can be had now without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
-def oom_kills() -> int | None:
-    """How often the kernel's killer struck in our cgroup (v2, then v1)."""
-    for file in _own_cgroup_files("memory", "memory.events", "memory.oom_control"):
-        for line in (_read(file) or "").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return None
+def swap_bytes() -> int:
+    """Swap of the machine."""
+    return int(psutil.swap_memory().total)
 
 
-def _own_cgroup_files(controller: str, v2: str, v1: str) -> list[str]:
-    """Candidate paths of a control file, this process's own cgroup first."""
-    files = []
-    for line in (_read("/proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            files.append(f"/sys/fs/cgroup{path.rstrip('/')}/{v2}")
-        elif controller in controllers.split(","):
-            root = f"/sys/fs/cgroup/{controller}"
-            files += [f"{root}{path.rstrip('/')}/{v1}", f"{root}/{v1}"]
-    return [*files, f"/sys/fs/cgroup/{v2}"]
+def swap_used_bytes() -> int:
+    """How much of it is in use now."""
+    return int(psutil.swap_memory().used)
 
 
-def cpu_governor() -> str | None:
-    """Frequency governor of the first core."""
-    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+def huge_pages() -> str | None:
+    """Setting of transparent huge pages: the word in brackets."""
+    text = read("/sys/kernel/mm/transparent_hugepage/enabled") or ""
+    found = re.search(r"\[(\w+)\]", text)
+    return found[1] if found else None
 
 
 def kernel() -> str:
@@ -122,8 +152,9 @@ def virtualised() -> bool | None:
     return None if flags is None else "hypervisor" in flags.split()
 
 
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
+def hypervisor() -> str | None:
+    """What the hypervisor calls itself; on bare metal the firmware names the board instead."""
+    if not virtualised():
         return None
+    names = [read(f"/sys/class/dmi/id/{name}") for name in ("sys_vendor", "product_name")]
+    return read("/sys/hypervisor/type") or " ".join(filter(None, names)) or None

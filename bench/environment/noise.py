@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import psutil
 
 from bench.environment import host
@@ -30,7 +27,7 @@ def load() -> str | None:
 
 def governor() -> str | None:
     """A frequency governor that follows the load."""
-    name = host.cpu_governor()
+    name = host.governor()
     if name in (None, "performance"):
         return None
     return f"the frequency governor is {name}; `cpupower frequency-set -g performance` steadies it"
@@ -38,8 +35,7 @@ def governor() -> str | None:
 
 def shared_cores() -> str | None:
     """No cores set apart for us."""
-    isolated = _read("/sys/devices/system/cpu/isolated")
-    if isolated:
+    if host.isolated_cores():
         return None
     return (
         "no cores are set apart (isolcpus or an exclusive cpuset); other processes may share ours"
@@ -48,14 +44,14 @@ def shared_cores() -> str | None:
 
 def smt() -> str | None:
     """Two threads on a core compete."""
-    if _read("/sys/devices/system/cpu/smt/active") != "1":
+    if not host.smt():
         return None
     return "SMT is on; two busy threads of one core slow each other"
 
 
 def swap() -> str | None:
     """Swapped memory makes stalls."""
-    used = psutil.swap_memory().used
+    used = host.swap_used_bytes()
     if used < 2**20:
         return None
     return f"{used / 2**20:.0f} MiB are in swap; memory is short, and stalls will show as latency"
@@ -65,13 +61,8 @@ def hypervisor() -> str | None:
     """Neighbours on the host."""
     if not host.virtualised():
         return None
+    kind = f" ({name})" if (name := host.hypervisor()) else ""
     return (
-        f"this is a virtual machine with {os.cpu_count()} cores; its host's other guests add noise"
+        f"this is a virtual machine{kind} with {host.cores_logical()} cores; "
+        "its host's other guests add noise"
     )
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return None

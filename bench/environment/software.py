@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -18,12 +19,12 @@ VARIABLES = (
 )  # fmt: skip
 
 
-def version(package: str) -> str | None:
-    """Installed version of a package; None if it is not there."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def version(*packages: str) -> str | None:
+    """Version of the first of these packages that is installed; None if none is."""
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
 
 
 def python() -> str:
@@ -31,17 +32,26 @@ def python() -> str:
     return platform.python_version()
 
 
-def git() -> tuple[str | None, bool | None]:
-    """Commit and dirtiness of the checkout this package runs from; None outside one."""
+def libc() -> str | None:
+    """C library and its version."""
+    return " ".join(platform.libc_ver()).strip() or None
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from; None outside one."""
+    return _git("rev-parse", "HEAD")
+
+
+def git_dirty() -> bool | None:
+    """Whether tracked files of that checkout differ from its commit."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return None if status is None else bool(status)
+
+
+def _git(*arguments: str) -> str | None:
     top = Path(__file__).parents[2]
     if not (top / ".git").exists():
-        return None, None
-    commit = _git(top, "rev-parse", "HEAD")
-    status = _git(top, "status", "--porcelain", "--untracked-files=no")
-    return commit, None if status is None else bool(status)
-
-
-def _git(top: Path, *arguments: str) -> str | None:
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(top), *arguments],  # noqa: S607 - the user's own git
