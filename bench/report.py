@@ -16,7 +16,7 @@ from msgspec import Struct
 
 import bench
 from bench import analysis, article, registry, store, words
-from bench.errors import NothingToReport, WrongUse
+from bench.errors import WrongUse
 from bench.schema import WARNINGS
 
 # Columns of the environment table, with what they are called.
@@ -54,12 +54,7 @@ class Made(Struct, frozen=True):
 
 def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     """Write `out`/index.html and `out`/CHART.png. Raises NothingToReport or WrongUse."""
-    if not results.is_dir():
-        raise NothingToReport(f"There is no results folder {results}; measure first: bench run.")
-    found = store.read(results)
-    if found.frame.empty:
-        notes = "".join(f"\n  {note}" for note in found.passed_over)
-        raise NothingToReport(f"No usable record in {results}; measure first: bench run.{notes}")
+    found = store.read_some(results)
     rows = analysis.newest(found.frame)
     simulated = rows["simulated"].astype(bool)
     real = rows[~simulated].reset_index(drop=True)
