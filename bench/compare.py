@@ -74,7 +74,7 @@ def tell(judged: list[Verdict]) -> None:
         print("\n  ".join(["To decide, measure again:", *commands]))
     counts = Counter(v.verdict for v in judged)
     said = ", ".join(f"{counts[k]} {k}" for k in verdicts.ANSWERS.values())
-    print(f"{len(pairs)} pairs: {said}; {counts['unpaired']} cases without a partner.")
+    print(f"Of {len(pairs)} compared: {said}. Without a partner: {counts['unpaired']}.")
 
 
 def _table(pairs: list[Verdict]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import signal
 import sys
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench import store
 from bench.cli import main
 from bench.schema import Case, Environment, Record
 from tests.conftest import Bench, Done
@@ -84,7 +86,7 @@ def test_the_table_names_everything_in_one_line_a_pair(bench: Bench, tmp_path: P
     assert " ".join(line.split()[3:]) == expected
     assert f"A: run {OLD}" in done.out
     assert done.out.endswith(
-        "1 pairs: 0 faster, 1 slower, 0 same, 0 inconclusive; 0 cases without a partner.\n"
+        "Of 1 compared: 0 faster, 1 slower, 0 same, 0 inconclusive. Without a partner: 0.\n"
     )
 
 
@@ -170,7 +172,8 @@ def test_cases_without_a_partner_are_listed(compare: Any) -> None:
     done = compare(records, *SIDES[:2])
     assert f"Only in A: {Case(batch_size=8).case_id} (run {OLD}): B has no such case." in done.out
     assert f"Only in B: {Case(precision='int8', seed=1).case_id}" in done.out
-    assert "1 pairs: 0 faster, 0 slower, 1 same, 0 inconclusive; 2 cases" in done.out
+    assert "Of 1 compared: 0 faster, 0 slower, 1 same" in done.out
+    assert done.out.endswith("Without a partner: 2.\n")
 
 
 def test_another_machine_is_another_series(compare: Any) -> None:
@@ -181,6 +184,13 @@ def test_another_machine_is_another_series(compare: Any) -> None:
     assert "on another machine" in found[0]["reason"]
     named = ("machine_fingerprint=m", "machine_fingerprint=n", "--json")
     assert only(compare(records, *named))["verdict"] == "same"
+
+
+def test_a_device_that_both_sides_name_alike_is_one_device(compare: Any) -> None:
+    """Another card in the same slot of the same host is another machine."""
+    records = rounds(FP32, STEADY) + rounds(INT8, STEADY, machine_fingerprint="n")
+    found = compare(records, *(f"device=cpu,{s}" for s in SIDES[:2]), "--json").records
+    assert [v["verdict"] for v in found] == ["unpaired", "unpaired"]
 
 
 def test_devices_of_one_host_are_compared(compare: Any) -> None:
@@ -199,13 +209,14 @@ def test_devices_of_one_host_are_compared(compare: Any) -> None:
 
 
 def test_runs_are_named_by_prefix_age_and_day(compare: Any) -> None:
-    """Four ways to say the same; B is twice as fast in every one. A later run says so."""
+    """Five ways to say the same; B is twice as fast in every one. A later run says so."""
     records = rounds(FP32, STEADY) + rounds(FP32, times(STEADY, 2), NEW)
     pairs = [
         ("run:20260101", "run:20260102"),
         (f"run:{OLD}", "latest"),
         ("latest~1", "latest"),
         ("2026-01-01", "2026-01-02,precision=fp32"),
+        (f"run:{OLD}", "precision=fp32"),  # the newest run of this case, not again the old one
     ]
     for a, b in pairs:
         found = only(compare(records, a, b, "--json"))
@@ -327,3 +338,19 @@ def test_the_newest_run_of_a_day_is_meant(compare: Any) -> None:
     )
     found = only(compare(records, f"run:{OLD}", "2026-01-01", "--json"))
     assert found["b"]["run_id"] == second
+
+
+def test_a_whole_id_is_meant_before_a_longer_one(compare: Any) -> None:
+    """An id may begin another."""
+    records = rounds(FP32, STEADY) + rounds(FP32, times(STEADY, 2), f"{OLD}-2")
+    found = only(compare(records, f"run:{OLD}", "latest", "--json"))
+    assert (found["a"]["run_id"], found["b"]["run_id"]) == (OLD, f"{OLD}-2")
+
+
+def test_the_aa_study_compares_odd_rounds_with_even_ones(tmp_path: Path) -> None:
+    """The n-th odd round with the n-th even one, the same case on both sides."""
+    study = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "aa_study.py"))["study"]
+    write(tmp_path, *rounds(FP32, (100.0, 110.0, 50.0, 55.0, 200.0, 220.0)))
+    (found,) = study(store.read(tmp_path).frame, OLD)
+    assert (found.verdict, found.rounds) == ("faster", 3)
+    assert (found.ratio_low, found.ratio_high) == pytest.approx((1.1, 1.1))
