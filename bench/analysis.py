@@ -13,13 +13,13 @@ import msgspec
 import pandas as pd
 from msgspec import Struct
 
-from bench import sentinel
-from bench.errors import WrongUse, unknown
+from bench import selectors, sentinel
+from bench.errors import WrongUse
 from bench.schema import Case
+from bench.selectors import CASE_FIELDS, as_text
 
 Row = dict[Hashable, Any]
 SERIES = ["case_id", "device_name", "machine_fingerprint", "simulated"]
-CASE_FIELDS = [f.name for f in msgspec.structs.fields(Case)]
 DEFAULTS = {f.name: f.default for f in msgspec.structs.fields(Case)}
 LEAST_ROUNDS = 3  # fewer processes say nothing about the spread between them
 
@@ -92,29 +92,6 @@ def machine_changes(frame: pd.DataFrame, runs: set[str]) -> list[str]:
     return found
 
 
-def select(frame: pd.DataFrame, selector: str) -> pd.DataFrame:
-    """Rows matching `FIELD=VALUE[,FIELD=VALUE…]` on the fields of a Case. Raises WrongUse."""
-    for part in selector.split(","):
-        name, equals, value = (text.strip() for text in part.partition("="))
-        if not equals:
-            raise WrongUse(f"The selector {part!r} is not FIELD=VALUE, e.g. precision=fp32.")
-        if name not in CASE_FIELDS:
-            raise unknown("field of a case", name, CASE_FIELDS)
-        frame = frame[frame[name].map(as_text).eq(value)]
-    return frame
-
-
-def as_text(value: Any) -> str:
-    """A value of a case as the command line and case_id write it."""
-    if pd.isna(value):
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
 class Ratio(Struct, frozen=True):
     """A throughput over another case's, with the relative half-width both intervals give.
 
@@ -145,11 +122,16 @@ def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
     throughputs; None where there is nothing to compare with.
     """
     measured = rows[rows["status"] == "measured"]
-    chosen = select(measured, selector or DEFAULT_BASELINE)
+    baseline = selectors.parse(selector or DEFAULT_BASELINE)
+    if baseline.run is not None:
+        raise WrongUse(
+            f"The baseline {selector!r} names a run, but the report shows the newest of each case; "
+            "runs are compared by bench compare A B."
+        )
+    chosen = selectors.having(measured, baseline.fields)
     if selector and chosen.empty and not measured.empty:
         raise WrongUse(f"No measured record matches the baseline {selector!r}.")
-    fixed = {p.partition("=")[0].strip() for p in (selector or DEFAULT_BASELINE).split(",")}
-    free = [f for f in CASE_FIELDS if f not in fixed]
+    free = [f for f in CASE_FIELDS if f not in baseline.fields]
     return [_speedup(row, measured, chosen, free) for row in measured.to_dict("records")]
 
 
@@ -191,14 +173,15 @@ def _alike(frame: pd.DataFrame, row: Row, fields: list[str]) -> pd.DataFrame:
     return frame[keep]
 
 
-def command(row: Row) -> str:
-    """The command that measures this row's case again, for a shell."""
+def command(row: Row, other: Row | None = None) -> str:
+    """The command that measures this row's case again, for a shell; with `other`'s in one run."""
     flags = []
     for name in CASE_FIELDS:
-        value = row[name]
-        if name in ("full", "cudnn_benchmark") or pd.isna(value) or value == DEFAULTS[name]:
+        values = [r[name] for r in (row, other or row) if not pd.isna(r[name])]
+        if name in ("full", "cudnn_benchmark") or all(v == DEFAULTS[name] for v in values):
             continue
-        flags.append(f"--{name.replace('_', '-')} {shlex.quote(as_text(value))}")
+        text = ",".join(dict.fromkeys(map(as_text, values)))
+        flags.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
     if row["full"]:
         flags.append("--full")
     if row["budget_name"] == "custom":

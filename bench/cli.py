@@ -70,6 +70,8 @@ _METAVARS = {
     "--timeout": "S",
     "--repeats": "K",
     "--baseline": "SELECTOR",
+    "--min-effect": "2%",
+    "--fail-if-slower": "3%",
     "--budget": "NAME",
     **dict.fromkeys(("--batch-size", "--image-size", "--threads", "--seed"), "N,…"),
     **dict.fromkeys(("--loader-workers", "--epochs", "--classes"), "N,…"),
@@ -241,6 +243,43 @@ def report_command(
         typer.echo(f"Note: {sentence}", err=True)
     typer.echo(made.headline)
     typer.echo(f"Report: {made.path}")
+
+
+@app.command("compare", cls=Grouped, epilog=EXIT_CODES)
+def compare_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="Selector of the one side.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Selector of the other side.")],
+    min_effect: Annotated[
+        str, option("--min-effect", panel=HARD, text="The least change that matters (default: 2%).")
+    ] = "2%",
+    fail_if_slower: Annotated[
+        str | None,
+        option("--fail-if-slower", panel=HARD, text="Exit 1 where B is slower by this or more."),
+    ] = None,
+    results: Results = DEFAULT_RESULTS,
+    json: Annotated[
+        bool, option("--json", panel=WHERE, text="One JSON object a pair on standard output.")
+    ] = False,
+) -> None:
+    """Say of each case whether B is faster or slower than A, or the same, and how sure that is.
+
+    A selector is run:ID, latest, latest~1, a date (2026-11-21), FIELD=VALUE, or several of
+    them joined by commas. Cases pair if they agree in all fields but those named on both sides.
+    """
+    from bench import compare, request
+
+    limit = None
+    if fail_if_slower is not None:
+        limit = request.share(fail_if_slower, "--fail-if-slower")
+    asked = compare.Request(
+        a=a,
+        b=b,
+        results=results,
+        min_effect=request.share(min_effect, "--min-effect"),
+        fail_if_slower=limit,
+        json=json,
+    )
+    raise typer.Exit(compare.execute(asked))
 
 
 @app.command("list")

@@ -63,13 +63,10 @@ class Made(Struct, frozen=True):
 
 def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     """Write `out`/index.html and `out`/CHART.png. Raises NothingToReport or WrongUse."""
-    if not results.is_dir():
-        raise NothingToReport(f"There is no results folder {results}; measure first: bench run.")
-    found = store.read(results)
+    found = store.read_some(results)
     grid = found.frame[found.frame["purpose"] == "grid"]
     if grid.empty:
-        passed = "".join(f"\n  {note}" for note in found.passed_over)
-        raise NothingToReport(f"No usable record in {results}; measure first: bench run.{passed}")
+        raise NothingToReport(f"No record of a case in {results}; measure first: bench run.")
     rows = analysis.newest(grid)
     notes = analysis.machine_changes(found.frame, set(rows["run_id"]))
     simulated = rows["simulated"].astype(bool)

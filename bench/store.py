@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.errors import CannotStore, WrongUse
+from bench.errors import CannotStore, NothingToReport, WrongUse
 from bench.schema import SCHEMA_VERSION, Record, columns
 
 if TYPE_CHECKING:
@@ -134,6 +134,17 @@ def read(folder: Path, only: list[str] | None = None) -> Found:
     if "started_at" in frame:
         frame = frame.sort_values("started_at", kind="stable")
     return Found(pd.DataFrame(frame).reset_index(drop=True), passed_over)
+
+
+def read_some(folder: Path) -> Found:
+    """All records below `folder`. Raises NothingToReport where there are none."""
+    if not folder.is_dir():
+        raise NothingToReport(f"There is no results folder {folder}; measure first: bench run.")
+    found = read(folder)
+    if found.frame.empty:
+        notes = "".join(f"\n  {note}" for note in found.passed_over)
+        raise NothingToReport(f"No usable record in {folder}; measure first: bench run.{notes}")
+    return found
 
 
 class _Unusable(Exception):

@@ -48,6 +48,12 @@ WRONG = {
     "long weights": (["run", "--weights", "w" * 5000], "neither random, default nor a file"),
     "long folder": (["run", "--data", "folder:" + "d" * 5000], "too long"),
     "budget": (["run", "--budget", "slow"], "slow"),
+    "selector": (["compare", "fp32", "latest"], "'fp32' is none of run:ID, latest"),
+    "selector field": (["compare", "latest", "precison=fp32"], "did you mean 'precision'?"),
+    "two runs": (["compare", "latest,latest~1", "latest"], "names two runs"),
+    "field twice": (["compare", "task=train,task=infer", "latest"], "names task twice"),
+    "effect": (["compare", "latest", "latest~1", "--min-effect", "2"], "more than 0%"),
+    "limit": (["compare", "latest", "latest~1", "--fail-if-slower", "1%"], "lower that too"),
 }
 
 
@@ -91,7 +97,9 @@ def test_folder_without_images(bench: Bench, tmp_path: Path) -> None:
     assert "no images" in done.err
 
 
-@pytest.mark.parametrize("command", ["cli", "request", "report", "runner", "planning", "summary"])
+@pytest.mark.parametrize(
+    "command", ["cli", "request", "report", "compare", "runner", "planning", "summary"]
+)
 def test_the_parent_imports_no_torch(command: str) -> None:
     """Whatever the parent uses is free of torch."""
     code = f"import bench.{command}, sys; sys.exit('torch' in sys.modules)"

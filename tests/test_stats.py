@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 
 from bench.schema import BUDGETS
+from bench.stats.ratios import RatioInterval, judge, ratio_interval
 from bench.stats.series import interval, percentile, steady
 from bench.stats.stopping import enough, looks
 
@@ -92,3 +94,75 @@ def test_stops_at_the_most_samples() -> None:
 def test_percentiles_are_numpys() -> None:
     """Type 7."""
     assert percentile([1, 2, 3, 4], 0.5) == pytest.approx(2.5)
+
+
+rates = st.floats(0.1, 1e4)
+paired = st.lists(st.tuples(rates, rates), min_size=3, max_size=30)
+
+
+def test_under_three_pairs_there_is_no_interval_of_a_ratio() -> None:
+    """Two processes a side say nothing about their spread."""
+    assert ratio_interval([1.0, 1.0], [2.0, 2.0]) is None
+    assert ratio_interval([1.0] * 3, [2.0] * 3) == RatioInterval(2.0, 2.0, 2.0)
+
+
+def test_the_interval_of_a_ratio_is_the_paired_t_interval_of_the_logarithms() -> None:
+    """Against scipy's own paired test."""
+    before, after = [100.0, 104.0, 97.0, 99.0], [111.0, 113.0, 109.0, 106.0]
+    test = ttest_rel(np.log(after), np.log(before)).confidence_interval(0.99)
+    found = ratio_interval(before, after)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((np.exp(test.low), np.exp(test.high)))
+
+
+@given(paired, st.floats(0.01, 100))
+def test_the_ratio_holds_its_mean_and_ignores_the_unit(
+    pairs: list[tuple[float, float]], factor: float
+) -> None:
+    """Both sides in another unit: the same interval."""
+    before, after = map(list, zip(*pairs, strict=True))
+    found = ratio_interval(before, after)
+    scaled = ratio_interval([factor * x for x in before], [factor * x for x in after])
+    assert found is not None
+    assert scaled is not None
+    assert found.low <= found.ratio <= found.high
+    mean = np.exp(np.mean(np.log(after) - np.log(before)))
+    assert found.ratio == pytest.approx(mean)
+    assert np.log([scaled.low, scaled.ratio, scaled.high]) == pytest.approx(
+        np.log([found.low, found.ratio, found.high]), abs=1e-6
+    )
+
+
+@given(paired)
+def test_swapping_the_sides_inverts_the_ratio(pairs: list[tuple[float, float]]) -> None:
+    """Interval and all."""
+    before, after = map(list, zip(*pairs, strict=True))
+    found, swapped = ratio_interval(before, after), ratio_interval(after, before)
+    assert found is not None
+    assert swapped is not None
+    assert swapped.ratio == pytest.approx(1 / found.ratio)
+    assert np.log([swapped.low, swapped.high]) == pytest.approx(
+        -np.log([found.high, found.low]), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "expected"),
+    [
+        (1.021, 1.001, 1.05, "higher"),
+        (1.02, 1.015, 1.03, "inconclusive"),  # not more than 2 %
+        (1.021, 1.0, 1.05, "inconclusive"),  # does not exclude 1
+        (0.979, 0.95, 0.999, "lower"),
+        (0.98, 0.97, 0.985, "inconclusive"),
+        (0.979, 0.95, 1.0, "inconclusive"),
+        (1.0, 0.98, 1.02, "same"),
+        (1.01, 1.005, 1.015, "same"),  # a change, but one that does not matter
+        (1.0, 0.9799, 1.02, "inconclusive"),
+        (1.0, 0.98, 1.0201, "inconclusive"),
+    ],
+)
+def test_the_verdict_needs_evidence_and_size(
+    ratio: float, low: float, high: float, expected: str
+) -> None:
+    """At its boundaries, with changes of up to 2 % not mattering."""
+    assert judge(RatioInterval(ratio, low, high), 0.02) == expected

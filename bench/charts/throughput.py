@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.analysis import CASE_FIELDS, as_text
 from bench.charts import COLOURS, MARKERS, figure
+from bench.selectors import CASE_FIELDS, as_text
 
 if TYPE_CHECKING:
     import pandas as pd
