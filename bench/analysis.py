@@ -122,7 +122,7 @@ class Speedup(Struct, frozen=True):
     best_fp32: Ratio | None
 
 
-DEFAULT_BASELINE = "engine=eager,precision=fp32,memory_format=channels_last"
+DEFAULT_BASELINE = "engine=eager,precision=fp32,memory_format=channels_last,deterministic=false"
 
 
 def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
@@ -185,7 +185,8 @@ def command(row: Row) -> str:
         value = row[name]
         if name in ("full", "cudnn_benchmark") or pd.isna(value) or value == DEFAULTS[name]:
             continue
-        flags.append(f"--{name.replace('_', '-')} {shlex.quote(as_text(value))}")
+        flag = f"--{name.replace('_', '-')}"
+        flags.append(flag if value is True else f"{flag} {shlex.quote(as_text(value))}")
     if row["full"]:
         flags.append("--full")
     if row["budget_name"] == "custom":

@@ -14,6 +14,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     budget: Budget
     started: float
     log: str
+    idle_power_w: float | None = None
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag=True):
@@ -44,7 +45,7 @@ class Survey(Struct, frozen=True, kw_only=True):
 class Finding(Struct, frozen=True, kw_only=True):
     """One line of `bench doctor`."""
 
-    group: str  # devices, engines, precisions or noise
+    group: str  # devices, engines, precisions, energy or noise
     name: str
     works: bool
     text: str  # product name, or why not and what to do

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bench import sensors, workload
+from bench import determinism, sensors, workload
+from bench.energy import Spent
 from bench.measure import Loop, Tell, Throughput
 from bench.messages import Order
 from bench.precisions import PRECISIONS
@@ -23,15 +24,21 @@ NAMES_KEPT = 20  # corrupt images named in a record
 def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     """Compose, time, and gather what was seen and the codes of what to know about it."""
     case = order.case
+    unsettled = determinism.listen()
     work = workload.compose(case)
-    loop = Loop(work.device, order.budget, tell)
+    spent = Spent(work.device.meter(), order.idle_power_w)
+    loop = Loop(work.device, order.budget, spent.reading(tell))
     peak_known = sensors.reset_peak_host_memory()
     found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
     warnings: list[str] = []
     if case.full:
-        found |= fully(loop, work, case)
+        found |= fully(loop, work, case, spent)
     else:
+        spent.start()
         taken = loop.throughput(work.step, work.cycle)
+        spent.stop()
+        steps = taken.warmup_steps + len(taken.steady_s) * taken.steps_per_sample
+        found |= spent.facts(steps * case.global_batch_size)
         found |= throughput_facts(taken, case.global_batch_size)
         warnings += throughput_warnings(taken, found, order.budget.target_ci)
         if work.fed is not None:
@@ -43,6 +50,7 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     if peak_known:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
     found |= results(case, work) | corrupt_facts(work)
+    found["nondeterministic_operations"] = sorted(unsettled) or None
     return Measurement(**found), warnings + case_warnings(case, work, found)
 
 
@@ -55,6 +63,7 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
         "pretend_data": work.pretend_data and case.loader_workers is not None,
         "no_test_images": case.full and work.evaluate is None,
         "corrupt_images": bool(found.get("corrupt_image_count")),
+        "not_deterministic": bool(found["nondeterministic_operations"]),
     }
     return [code for code, holds in conditions.items() if holds]
 
@@ -122,19 +131,22 @@ def epoch_boundary_s(loop: Loop, batches: Any) -> float:
     return loop.timed(lambda: void(next(iter(batches))))
 
 
-def fully(loop: Loop, work: workload.Work, case: Case) -> dict[str, Any]:
-    """Train all epochs, and test after each where there are test images."""
+def fully(loop: Loop, work: workload.Work, case: Case, spent: Spent) -> dict[str, Any]:
+    """Train all epochs, and test after each where there are test images; tests cost no joules."""
     assert work.fed is not None
     assert case.epochs is not None
     evaluate, accuracies = work.evaluate, list[float]()
 
     def test() -> None:
+        spent.stop()
         if evaluate is not None:
             accuracies.append(evaluate())
+        spent.start()
 
+    spent.start()
     taken, steps = loop.epochs(work.fed.epoch, test, case.epochs)
     wait, copy, compute = work.fed.split(0)
-    return {
+    return spent.facts(work.fed.images) | {
         "train_s": sum(taken),
         "epoch_train_s": taken,
         "test_accuracy": accuracies or None,

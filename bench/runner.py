@@ -57,11 +57,11 @@ class Ready(Struct, frozen=True):
 
 
 def prepare(plan: Plan, *, full: bool = False, fetch: bool = True) -> Ready:
-    """Ask children which devices are here and which cases they refuse. Measures nothing.
+    """Ask children which devices are here and which cases they refuse. Measures no case.
 
-    `fetch`: data that is not here may be downloaded.
+    `fetch`: data that is not here may be downloaded, and idle power is measured.
     """
-    question = msgspec.json.encode(["survey", asked_devices(plan)])
+    question = msgspec.json.encode(["survey", [*asked_devices(plan), fetch]])
     survey = msgspec.json.decode(processes.ask("bench.preflight", question), type=Survey)
     planned = expand(plan, survey.devices, list(survey.absent), full=full)
     present = [p for p in planned if p.case.device not in survey.absent]
@@ -135,7 +135,7 @@ class Runner(Struct, frozen=True):
             outcome = Outcome(status="skipped", reason=refusal)
         else:
             outcome = self._in_a_process(trial.case, log, fresh=fresh)
-        device = next((d for d in self.ready.survey.devices if d.device == trial.case.device), None)
+        device = self._device(trial.case)
         environment = self.ready.survey.environment
         return Record(
             run_id=self.run_id,
@@ -160,16 +160,26 @@ class Runner(Struct, frozen=True):
             device_memory_bytes=device.memory_bytes if device else None,
             driver=device.driver if device else None,
             simulated=device.simulated if device else False,
+            idle_power_w=device.idle_power_w if device else None,
             machine_fingerprint=machine_fingerprint(environment, device),
             software_fingerprint=software_fingerprint(environment, device),
             environment=environment,
             measurement=outcome.measurement,
         )
 
+    def _device(self, case: Case) -> DeviceFacts | None:
+        return next((d for d in self.ready.survey.devices if d.device == case.device), None)
+
     def _in_a_process(self, case: Case, log: Path, *, fresh: bool) -> Outcome:
-        budget = self.ready.plan.budget
+        budget, device = self.ready.plan.budget, self._device(case)
         log.unlink(missing_ok=True)
-        order = Order(case=case, budget=budget, started=time.monotonic(), log=str(log))
+        order = Order(
+            case=case,
+            budget=budget,
+            started=time.monotonic(),
+            log=str(log),
+            idle_power_w=device.idle_power_w if device else None,
+        )
         kills = host.oom_kills()
         outcomes: list[Outcome] = []
 

@@ -126,3 +126,53 @@ def test_a_sticky_error_fails_one_case_and_not_the_next(simulated: Simulated) ->
     assert done.code == 4
     assert [r["status"] for r in done.records] == ["failed", "failed"]
     assert "illegal memory access" in done.records[0]["reason"]
+
+
+def test_deterministic_on_cuda_forces_the_libraries_too(simulated: Simulated) -> None:
+    """cuDNN without its search, cuBLAS with a fixed workspace, set before CUDA starts."""
+    arguments = [*TINY, "--device", "cuda", "--task", "train", "--batch-size", "4", "--json"]
+    plain, forced = simulated("run", *arguments, "--deterministic").records
+    wanted = {
+        "deterministic_algorithms=True",
+        "cudnn.deterministic=True",
+        "cudnn.benchmark=False",
+        "CUBLAS_WORKSPACE_CONFIG=:4096:8",
+    }
+    assert wanted <= set(forced["settings"])
+    assert "cudnn.benchmark=True" in plain["settings"]
+    assert not wanted & set(plain["settings"])
+    assert plain["nondeterministic_operations"] is None
+    assert "not_deterministic" not in plain["warnings"]
+
+
+def watts(record: dict[str, Any]) -> float:
+    """What the joules of an image come to at the rate of images."""
+    return float(record["energy_total_j_per_image"] * record["throughput_images_per_s"])
+
+
+def test_joules_are_the_right_boards(simulated: Simulated) -> None:
+    """By the energy counter, else by integrated power; CUDA and NVML count the GPUs differently."""
+    arguments = [*TINY, "--device", "cuda:0,cuda:1", "--batch-size", "64", "--json"]
+    boards = {0: {"power_mw": 60_000, "energy_mj": "ERR:3"}, 1: {"power_mw": 300_000}}
+    done = simulated("run", *arguments, profile="mixed", per_device=boards)
+    a100, t4 = done.records
+    assert a100["energy_source"] == "NVML, energy counter of the whole board"
+    assert t4["energy_source"].startswith("NVML, the whole board, power integrated over")
+    assert (a100["idle_power_w"], t4["idle_power_w"]) == pytest.approx((300, 60), rel=0.05)
+    # The steady samples' rate against the joules of warm-up and all: not the same seconds.
+    assert (watts(a100), watts(t4)) == pytest.approx((300, 60), rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings"),
+    [("t4", {"power_mw": "ERR:3", "energy_mj": "ERR:3"}), ("mig", {})],
+)
+def test_joules_nobody_counts_are_null(
+    simulated: Simulated, profile: str, settings: dict[str, str]
+) -> None:
+    """Neither energy nor power; and a part of a board, whose joules are not its own."""
+    arguments = [*TINY, "--device", "cuda", "--json"]
+    record = simulated("run", *arguments, profile=profile, **settings).records[0]
+    assert record["status"] == "measured"
+    names = ("energy_j_per_image", "energy_total_j_per_image", "energy_source", "idle_power_w")
+    assert {record[name] for name in names} == {None}
