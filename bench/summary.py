@@ -102,40 +102,43 @@ def deterministic_costs(records: list[Record]) -> list[str]:
 
 
 def _cost(case_id: str, pairs: list[tuple[Record, Record]]) -> str:
-    """The mean over the rounds of 1 - throughput with ÷ throughput without."""
+    """The mean over the rounds of 1 - throughput with ÷ throughput without; never a bare number."""
     ratios = [_rate(on) / _rate(off) for on, off in pairs]
-    half = _between(ratios) if len(pairs) > 1 else _within(ratios[0], pairs[0])
-    width = "" if half is None else f" ± {100 * half:.1f} %"
+    half = _between(ratios) if len(pairs) >= 3 else _within(ratios, pairs)
+    if half is None:
+        return (
+            f"What deterministic algorithms cost {case_id} is not known: too few samples for an "
+            "interval; give it more time with --max-seconds."
+        )
     times = f"{len(pairs)} processes each"
     if len(pairs) == 1:
         times = "one process each; processes differ by about 1 %"
     names = {n for on, _ in pairs for n in on.measurement.nondeterministic_operations or []}
     but = f"; not deterministic all the same: {', '.join(sorted(names))}" if names else ""
     return (
-        f"Deterministic algorithms cost {100 * (1 - statistics.fmean(ratios)):.1f} %{width} "
-        f"of the throughput of {case_id} ({times}{but})."
+        f"Deterministic algorithms cost {100 * (1 - statistics.fmean(ratios)):.1f} % ± "
+        f"{100 * half:.1f} % of the throughput of {case_id} ({times}{but})."
     )
 
 
-def _between(ratios: list[float]) -> float | None:
-    """Half the 95 % t interval over the rounds; None under three."""
+def _between(ratios: list[float]) -> float:
+    """Half the 95 % t interval over three rounds or more."""
     from scipy.special import stdtrit
 
-    if len(ratios) < 3:
-        return None
     t = float(stdtrit(len(ratios) - 1, 0.975))
     return t * statistics.stdev(ratios) / math.sqrt(len(ratios))
 
 
-def _within(ratio: float, pair: tuple[Record, Record]) -> float | None:
-    """Half the interval that both processes' own give: the root of their summed squares."""
+def _within(ratios: list[float], pairs: list[tuple[Record, Record]]) -> float | None:
+    """Half the interval that the processes' own give: the root of their summed squares."""
     widths = []
-    for record in pair:
-        low, high = record.measurement.throughput_ci_low, record.measurement.throughput_ci_high
-        if low is None or high is None:
-            return None
-        widths.append((high - low) / 2 / _rate(record))
-    return ratio * math.hypot(*widths)
+    for ratio, pair in zip(ratios, pairs, strict=True):
+        for record in pair:
+            low, high = record.measurement.throughput_ci_low, record.measurement.throughput_ci_high
+            if low is None or high is None:
+                return None
+            widths.append(ratio * (high - low) / 2 / _rate(record))
+    return math.hypot(*widths) / len(pairs)
 
 
 def _rate(record: Record) -> float:
