@@ -112,7 +112,7 @@ class Speedup(Struct, frozen=True):
     best_fp32: Ratio | None
 
 
-DEFAULT_BASELINE = "engine=eager,precision=fp32,memory_format=channels_last"
+DEFAULT_BASELINE = "engine=eager,precision=fp32,memory_format=channels_last,deterministic=false"
 
 
 def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
@@ -180,8 +180,9 @@ def command(row: Row, other: Row | None = None) -> str:
         values = [r[name] for r in (row, other or row) if not pd.isna(r[name])]
         if name in ("full", "cudnn_benchmark") or all(v == DEFAULTS[name] for v in values):
             continue
+        flag = f"--{name.replace('_', '-')}"
         text = ",".join(dict.fromkeys(map(as_text, values)))
-        flags.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+        flags.append(flag if True in values else f"{flag} {shlex.quote(text)}")
     if row["full"]:
         flags.append("--full")
     if row["budget_name"] == "custom":

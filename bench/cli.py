@@ -153,6 +153,14 @@ def run_command(
     full: Annotated[
         bool, option("--full", panel=HARD, text="Train all epochs instead of projecting them.")
     ] = False,
+    deterministic: Annotated[
+        bool,
+        option(
+            "--deterministic",
+            panel=HARD,
+            text="Each case also with torch's deterministic algorithms, and what they cost.",
+        ),
+    ] = False,
     budget: Annotated[
         BudgetName | None,
         option("--budget", panel=HARD, text="quick, standard or strict: 2 %, 1 %, 0.5 %."),
@@ -209,6 +217,7 @@ def run_command(
         plan=plan,
         axes={name: values for name, values in axes.items() if values},
         full=full,
+        deterministic=deterministic,
         budget=budget.value if budget else None,
         target_ci=target_ci,
         max_seconds=max_seconds,

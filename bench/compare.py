@@ -38,7 +38,8 @@ def execute(asked: Request) -> int:
     found = store.read_some(asked.results)
     for sentence in found.passed_over:
         print(f"Note: {sentence}", file=sys.stderr)
-    judged = verdicts.compare(found.frame, a, b, asked.min_effect)
+    grid = found.frame[found.frame["purpose"] == "grid"]
+    judged = verdicts.compare(grid, a, b, asked.min_effect)
     if asked.json:
         for verdict in judged:
             print(msgspec.json.encode(verdict).decode())

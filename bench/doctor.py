@@ -22,6 +22,7 @@ TITLES = {
     "devices": "Devices",
     "engines": "Engines",
     "precisions": "Precisions",
+    "energy": "Energy",
     "noise": "What makes numbers noisy here",
 }
 

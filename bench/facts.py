@@ -69,6 +69,9 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     memory_bytes: Annotated[int | None, doc("memory of the device")] = None
     driver: Annotated[str | None, DRIVER] = None
     simulated: Annotated[bool, doc("a simulated device: its times mean nothing")] = False
+    idle_power_w: Annotated[
+        float | None, doc("watts before the first case, over a second; null without a meter")
+    ] = None
     state: DeviceState = DeviceState()
 
 

@@ -108,6 +108,11 @@ class Throughput(Struct, frozen=True):
         """Steps run before the first steady sample, the two single ones at the start included."""
         return 2 + self.warmup_samples * self.steps_per_sample
 
+    @property
+    def steady_steps(self) -> int:
+        """Steps of all samples after warm-up."""
+        return (len(self.samples_s) - self.warmup_samples) * self.steps_per_sample
+
     def estimate(self, tolerance: float) -> Estimate:
         """Mean seconds per step over the kept samples, stalls included, and how sure it is.
 

@@ -21,6 +21,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     started: float
     log: str
     root: int
+    idle_power_w: float | None = None
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag=True):
@@ -51,7 +52,7 @@ class Survey(Struct, frozen=True, kw_only=True):
 class Finding(Struct, frozen=True, kw_only=True):
     """One line of `bench doctor`."""
 
-    group: str  # devices, engines, precisions or noise
+    group: str  # devices, engines, precisions, energy or noise
     name: str
     works: bool
     text: str  # product name, or why not and what to do

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from bench import sensors, sentinel, workload
+from bench import determinism, sensors, sentinel, workload
 from bench.devices import open_device
+from bench.energy import Spent
 from bench.measure import Estimate, Loop, Tell, Throughput
 from bench.messages import Order
 from bench.precisions import PRECISIONS
@@ -30,16 +31,22 @@ NAMES_KEPT = 20  # corrupt images named in a record
 def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     """Compose, time, and gather what was seen and the codes of what to know about it."""
     case = order.case
+    unsettled = determinism.listen()
     work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
     watch = sensors.HostWatch(order.root)
-    loop = Loop(work.device, order.budget, tell, watch=watch)
+    spent = Spent(work.device.meter(), order.idle_power_w)
+    loop = Loop(work.device, order.budget, spent.reading(tell), watch=watch)
     peak_known = sensors.reset_peak_host_memory()
     found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
     warnings: list[str] = []
     if case.full:
-        found |= fully(loop, work, case)
+        found |= fully(loop, work, case, spent)
     else:
+        spent.start()
         taken = loop.throughput(work.step, work.cycle)
+        spent.stop()
+        steps = taken.warmup_steps + taken.steady_steps
+        found |= spent.facts(steps * case.global_batch_size)
         estimate = taken.estimate(order.budget.target_ci)
         found |= throughput_facts(taken, estimate, case.global_batch_size)
         found |= interference_facts(watch.seen)
@@ -53,6 +60,7 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     if peak_known:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
     found |= results(case, work) | corrupt_facts(work)
+    found["nondeterministic_operations"] = sorted(unsettled) or None
     return Measurement(**found), warnings + case_warnings(case, work, found)
 
 
@@ -77,6 +85,7 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
         "pretend_data": work.pretend_data and case.loader_workers is not None,
         "no_test_images": case.full and work.evaluate is None,
         "corrupt_images": bool(found.get("corrupt_image_count")),
+        "not_deterministic": bool(found["nondeterministic_operations"]),
     }
     return [code for code, holds in conditions.items() if holds]
 
@@ -168,19 +177,22 @@ def epoch_boundary_s(loop: Loop, batches: Any) -> float:
     return loop.timed(lambda: void(next(iter(batches))))
 
 
-def fully(loop: Loop, work: workload.Work, case: Case) -> dict[str, Any]:
-    """Train all epochs, and test after each where there are test images."""
+def fully(loop: Loop, work: workload.Work, case: Case, spent: Spent) -> dict[str, Any]:
+    """Train all epochs, and test after each where there are test images; tests cost no joules."""
     assert work.fed is not None
     assert case.epochs is not None
     evaluate, accuracies = work.evaluate, list[float]()
 
     def test() -> None:
+        spent.stop()
         if evaluate is not None:
             accuracies.append(evaluate())
+        spent.start()
 
+    spent.start()
     taken, steps = loop.epochs(work.fed.epoch, test, case.epochs)
     wait, copy, compute = work.fed.split(0)
-    return {
+    return spent.facts(work.fed.images) | {
         "train_s": sum(taken),
         "epoch_train_s": taken,
         "test_accuracy": accuracies or None,

@@ -182,7 +182,7 @@ PLUGINS = {"engine": "engines", "recipe": "recipes"}
 def _value(where: str, axis: str, value: Any) -> Any:
     if axis in LEAST:
         return _whole(where, value, LEAST[axis])
-    if axis == "cudnn_benchmark":
+    if axis in ("cudnn_benchmark", "deterministic"):
         if not isinstance(value, bool):
             raise WrongUse(f"{where}: expected true or false, not {value!r}.")
         return value

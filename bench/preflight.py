@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench import data, registry, workload
+from bench import data, energy, registry, workload
 from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
@@ -20,7 +20,7 @@ from bench.schema import Case
 
 
 def main(connection: Connection, payload: bytes) -> None:
-    """Answer one question of ANSWERS: `["survey", [names, every]]`, …"""
+    """Answer one question of ANSWERS: `["survey", [names, every, idle]]`, …"""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)  # downloads print; standard output may be somebody's JSON
     question, argument = msgspec.json.decode(payload)
@@ -30,8 +30,11 @@ def main(connection: Connection, payload: bytes) -> None:
 
 
 def survey(raw: Any) -> Survey:
-    """Facts of the machine and of `[names, every]` (every: one device of each product, too)."""
-    asked, every = msgspec.convert(raw, tuple[list[str], bool])
+    """Facts of the machine and of `[names, every, idle]`.
+
+    `every`: of one device of each product, too; `idle`: measure what the devices draw now.
+    """
+    asked, every, idle = msgspec.convert(raw, tuple[list[str], bool, bool])
     devices: dict[str, DeviceFacts] = {}
     absent: dict[str, str] = {}
     kinds = registry.names("devices")
@@ -45,6 +48,10 @@ def survey(raw: Any) -> Survey:
         except (IndexError, RuntimeError, AssertionError, ValueError) as error:
             why = registry.load("devices", kind).why_none()
             absent[name] = f"{name}: {why if not found[kind] else _line(error)}"
+    if idle:
+        watts = energy.idle_watts([open_device(name).meter() for name in devices])
+        for (name, facts), power in zip(devices.items(), watts, strict=True):
+            devices[name] = msgspec.structs.replace(facts, idle_power_w=power)
     return Survey(devices=list(devices.values()), absent=absent, environment=collect())
 
 
@@ -89,8 +96,9 @@ def diagnose(_: None) -> list[Finding]:
     """Every device, engine and precision: works, or why not and what to do."""
     found = [_device(kind) for kind in registry.names("devices")]
     found += [f for engine in registry.names("engines") for f in _engine(engine)]
-    for facts in survey([[], True]).devices:
+    for facts in survey([[], True, False]).devices:
         device = open_device(facts.device)
+        found.append(_meter(device))
         found += [_precision(device, precision) for precision in PRECISIONS.values()]
     noises = [
         n for kind in registry.names("devices") for n in registry.load("devices", kind).noise()
@@ -127,6 +135,12 @@ def _precision(device: Device, precision: Precision) -> Finding:
     text = reason or (f"(slowly: {e})" if (e := device.emulates(precision)) else "")
     name = f"{precision.name} on {device.name}"
     return Finding(group="precisions", name=name, works=reason is None, text=text)
+
+
+def _meter(device: Device) -> Finding:
+    meter = device.meter()
+    works = meter.read_j() is not None
+    return Finding(group="energy", name=device.name, works=works, text=meter.source)
 
 
 ANSWERS: dict[str, Callable[[Any], Any]] = {"survey": survey, "check": check, "diagnose": diagnose}

@@ -22,6 +22,7 @@ class Request(Struct, frozen=True, kw_only=True):
     plan: str
     axes: dict[str, list[str]]
     full: bool
+    deterministic: bool
     budget: str | None
     target_ci: str | None
     max_seconds: float | None
@@ -80,6 +81,8 @@ def resolve(asked: Request) -> planning.Plan:
     """The plan with the flags put in. Raises WrongUse."""
     plan = planning.load(asked.plan)
     flags = {name: _values(name, texts) for name, texts in asked.axes.items()}
+    if asked.deterministic:
+        flags["deterministic"] = [False, True]  # the twin without it says what it costs
     plan = planning.override(plan, flags)
     if asked.repeats is not None and asked.repeats < 1:
         raise WrongUse(f"--repeats: expected 1 or more, not {asked.repeats}.")

@@ -59,11 +59,11 @@ class Ready(Struct, frozen=True):
 
 
 def prepare(plan: Plan, *, full: bool = False, fetch: bool = True) -> Ready:
-    """Ask children which devices are here and which cases they refuse. Measures nothing.
+    """Ask children which devices are here and which cases they refuse. Measures no case.
 
-    `fetch`: data that is not here may be downloaded.
+    `fetch`: data that is not here may be downloaded, and idle power is measured.
     """
-    question = msgspec.json.encode(["survey", asked_devices(plan)])
+    question = msgspec.json.encode(["survey", [*asked_devices(plan), fetch]])
     survey = msgspec.json.decode(processes.ask("bench.preflight", question), type=Survey)
     planned = expand(plan, survey.devices, list(survey.absent), full=full)
     present = [p for p in planned if p.case.device not in survey.absent]
@@ -138,7 +138,7 @@ class Runner(Struct, frozen=True):
             outcome = Outcome(status="skipped", reason=refusal)
         else:
             outcome = self._in_a_process(trial, log, fresh=fresh)
-        device = next((d for d in self.ready.survey.devices if d.device == trial.case.device), None)
+        device = self._device(trial.case)
         environment = self.ready.survey.environment
         return Record(
             run_id=self.run_id,
@@ -164,14 +164,19 @@ class Runner(Struct, frozen=True):
             driver=device.driver if device else None,
             device_state=device.state if device else DeviceState(),
             simulated=device.simulated if device else False,
+            idle_power_w=device.idle_power_w if device else None,
             machine_fingerprint=machine_fingerprint(environment, device),
             software_fingerprint=software_fingerprint(environment, device),
             environment=environment,
             measurement=outcome.measurement,
         )
 
+    def _device(self, case: Case) -> DeviceFacts | None:
+        return next((d for d in self.ready.survey.devices if d.device == case.device), None)
+
     def _in_a_process(self, trial: Trial, log: Path, *, fresh: bool) -> Outcome:
         case, budget = trial.case, trial.budget or self.ready.plan.budget
+        device = self._device(case)
         log.unlink(missing_ok=True)
         order = Order(
             case=case,
@@ -180,6 +185,7 @@ class Runner(Struct, frozen=True):
             started=time.monotonic(),
             log=str(log),
             root=os.getpid(),
+            idle_power_w=device.idle_power_w if device else None,
         )
         kills = cgroup.oom_kills()
         outcomes: list[Outcome] = []

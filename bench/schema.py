@@ -48,7 +48,12 @@ class Case(Struct, frozen=True, kw_only=True):
     epochs: Annotated[int | None, doc("length of the job a time is projected to")] = None
     full: Annotated[bool, doc("all epochs were trained, nothing is projected")] = False
     memory_format: Annotated[str, doc("`channels_last` or `contiguous`")] = "channels_last"
-    cudnn_benchmark: Annotated[bool, doc("cuDNN may search for the fastest kernels")] = True
+    cudnn_benchmark: Annotated[
+        bool, doc("cuDNN may search for the fastest kernels; never when deterministic")
+    ] = True
+    deterministic: Annotated[bool, doc("torch's deterministic algorithms, where it has them")] = (
+        False
+    )
     threads: Annotated[int | None, doc("intra-op threads asked for; null: the device's choice")] = (
         None
     )
@@ -254,6 +259,16 @@ class Measurement(Struct, frozen=True, kw_only=True):
         float | None, doc("share of the model's multiply-adds that ran in INT8")
     ] = None
     model_bytes: Annotated[int | None, doc("bytes of the weights as executed")] = None
+    nondeterministic_operations: Annotated[
+        list[str] | None,
+        doc("operations torch has no deterministic form for, as they ran in a deterministic case"),
+    ] = None
+    energy_j_per_image: Annotated[
+        float | None,
+        doc("joules per image of the throughput protocol or full training, idle power subtracted"),
+    ] = None
+    energy_total_j_per_image: Annotated[float | None, doc("the same, idle power included")] = None
+    energy_source: Annotated[str | None, doc("what counted the joules, and what they cover")] = None
     threads_used: Annotated[int | None, doc("intra-op threads read back from torch")] = None
     settings: Annotated[
         list[str] | None, doc("NAME=value of what was forced and read back: TF32, cuDNN, autocast")
@@ -295,6 +310,9 @@ class Record(Struct, frozen=True, kw_only=True):
     driver: Annotated[str | None, DRIVER] = None
     device_state: DeviceState = DeviceState()
     simulated: Annotated[bool, doc("made on a simulated device: never a measurement")] = False
+    idle_power_w: Annotated[
+        float | None, doc("watts of the device before the first case, subtracted from its energy")
+    ] = None
     machine_fingerprint: Annotated[str, doc("hash of what the machine and this device are")]
     software_fingerprint: Annotated[str, doc("hash of what can be changed on them")]
     environment: Environment
@@ -316,6 +334,8 @@ WARNINGS = {
     "no_test_images": "the data has no test/ or val/ folder, so no test accuracy was measured",
     "corrupt_images": "some images could not be decoded and were replaced",
     "pretend_data": "synthetic images stood in for the real data set",
+    "not_deterministic": "an operation has no deterministic form; nondeterministic_operations "
+    "names it",
 }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+import msgspec
 
 from bench import sentinel, words
 from bench.schema import WARNINGS, Record
@@ -31,6 +35,8 @@ def tell(records: list[Record], folder: Path, *, json: bool, interrupted: bool) 
     if records and not json:
         table(records, out)
         explain(records, out)
+        for sentence in deterministic_costs(records):
+            print(sentence, file=out)
     if len(guards) > 1:
         rates = [r.measurement.throughput_images_per_s for r in guards]
         if said := sentinel.change(rates[0], rates[-1]):
@@ -88,6 +94,63 @@ def explain(records: list[Record], out: IO[str]) -> None:
         touched = [r.case_id for r in records if code in r.warnings]
         if touched:
             print(f"* {text} ({len(touched)} of {len(records)} cases)", file=out)
+
+
+def deterministic_costs(records: list[Record]) -> list[str]:
+    """What determinism cost each case that was measured with and without it, a sentence a case."""
+    tries = {(r.case, r.round): r for r in records if r.status == "measured"}
+    pairs: dict[str, list[tuple[Record, Record]]] = {}
+    for (case, number), record in tries.items():
+        twin = msgspec.structs.replace(case, deterministic=False)
+        if case.deterministic and (twin, number) in tries:
+            pairs.setdefault(twin.case_id, []).append((record, tries[twin, number]))
+    return [_cost(case_id, found) for case_id, found in pairs.items()]
+
+
+def _cost(case_id: str, pairs: list[tuple[Record, Record]]) -> str:
+    """The mean over the rounds of 1 - throughput with ÷ throughput without; never a bare number."""
+    ratios = [_rate(on) / _rate(off) for on, off in pairs]
+    half = _between(ratios) if len(pairs) >= 3 else _within(ratios, pairs)
+    if half is None:
+        return (
+            f"What deterministic algorithms cost {case_id} is not known: too few samples for an "
+            "interval; give it more time with --max-seconds."
+        )
+    times = f"{len(pairs)} processes each"
+    if len(pairs) == 1:
+        times = "one process each; processes differ by about 1 %"
+    names = {n for on, _ in pairs for n in on.measurement.nondeterministic_operations or []}
+    but = f"; not deterministic all the same: {', '.join(sorted(names))}" if names else ""
+    return (
+        f"Deterministic algorithms cost {100 * (1 - statistics.fmean(ratios)):.1f} % ± "
+        f"{100 * half:.1f} % of the throughput of {case_id} ({times}{but})."
+    )
+
+
+def _between(ratios: list[float]) -> float:
+    """Half the 95 % t interval over three rounds or more."""
+    from scipy.special import stdtrit
+
+    t = float(stdtrit(len(ratios) - 1, 0.975))
+    return t * statistics.stdev(ratios) / math.sqrt(len(ratios))
+
+
+def _within(ratios: list[float], pairs: list[tuple[Record, Record]]) -> float | None:
+    """Half the interval that the processes' own give: the root of their summed squares."""
+    widths = []
+    for ratio, pair in zip(ratios, pairs, strict=True):
+        for record in pair:
+            low, high = record.measurement.throughput_ci_low, record.measurement.throughput_ci_high
+            if low is None or high is None:
+                return None
+            widths.append(ratio * (high - low) / 2 / _rate(record))
+    return math.hypot(*widths) / len(pairs)
+
+
+def _rate(record: Record) -> float:
+    rate = record.measurement.throughput_images_per_s
+    assert rate is not None, "only measured records are paired"
+    return rate
 
 
 def _few(names: list[str]) -> str:

@@ -114,7 +114,7 @@ def test_of_two_models_of_gpu_each_is_measured_once(simulated: Simulated) -> Non
 def test_the_state_of_the_gpu_is_in_the_record(simulated: Simulated) -> None:
     """Of the right GPU of two, although NVML counts them in another order."""
     arguments = [*TINY, "--device", "cuda:0,cuda:1", "--json"]
-    first, second = simulated("run", *arguments, profile="mixed").records
+    first, second = simulated("run", *arguments, profile="mixed").cases
     assert (first["power_limit_w"], first["compute_capability"]) == (400.0, "8.0")
     assert (second["power_limit_w"], second["compute_capability"]) == (70.0, "7.5")
     assert (second["sm_clock_max_mhz"], second["pcie_generation"]) == (1590, 3)
@@ -125,11 +125,11 @@ def test_the_state_of_the_gpu_is_in_the_record(simulated: Simulated) -> None:
 
 def test_a_slice_of_a_gpu_is_a_machine_of_its_own(simulated: Simulated) -> None:
     """The profile is the slice's, the power limit the whole GPU's; without NVML it is null."""
-    (record,) = simulated("run", *TINY, "--device", "cuda", "--json", profile="mig").records
+    (record,) = simulated("run", *TINY, "--device", "cuda", "--json", profile="mig").cases
     assert (record["mig_profile"], record["mig_mode"]) == ("3g.20gb", True)
     assert record["power_limit_w"] == 400.0
     arguments = [*TINY, "--device", "cuda", "--json"]
-    (blind,) = simulated("run", *arguments, profile="mig", nvml_init_error=9).records
+    (blind,) = simulated("run", *arguments, profile="mig", nvml_init_error=9).cases
     assert blind["status"] == "measured"
     assert blind["driver"] is blind["power_limit_w"] is blind["mig_mode"] is None
     assert blind["machine_fingerprint"] == record["machine_fingerprint"]
@@ -151,3 +151,53 @@ def test_a_sticky_error_fails_one_case_and_not_the_next(simulated: Simulated) ->
     assert done.code == 4
     assert [r["status"] for r in done.cases] == ["failed", "failed"]
     assert "illegal memory access" in done.cases[0]["reason"]
+
+
+def test_deterministic_on_cuda_forces_the_libraries_too(simulated: Simulated) -> None:
+    """cuDNN without its search, cuBLAS with a fixed workspace, set before CUDA starts."""
+    arguments = [*TINY, "--device", "cuda", "--task", "train", "--batch-size", "4", "--json"]
+    plain, forced = simulated("run", *arguments, "--deterministic").cases
+    wanted = {
+        "deterministic_algorithms=True",
+        "cudnn.deterministic=True",
+        "cudnn.benchmark=False",
+        "CUBLAS_WORKSPACE_CONFIG=:4096:8",
+    }
+    assert wanted <= set(forced["settings"])
+    assert "cudnn.benchmark=True" in plain["settings"]
+    assert not wanted & set(plain["settings"])
+    assert plain["nondeterministic_operations"] is None
+    assert "not_deterministic" not in plain["warnings"]
+
+
+def watts(record: dict[str, Any]) -> float:
+    """What the joules of an image come to at the rate of images."""
+    return float(record["energy_total_j_per_image"] * record["throughput_images_per_s"])
+
+
+def test_joules_are_the_right_boards(simulated: Simulated) -> None:
+    """By the energy counter, else by integrated power; CUDA and NVML count the GPUs differently."""
+    arguments = [*TINY, "--device", "cuda:0,cuda:1", "--batch-size", "64", "--json"]
+    boards = {0: {"power_mw": 60_000, "energy_mj": "ERR:3"}, 1: {"power_mw": 300_000}}
+    done = simulated("run", *arguments, profile="mixed", per_device=boards)
+    a100, t4 = done.cases
+    assert a100["energy_source"] == "NVML, energy counter of the whole board"
+    assert t4["energy_source"].startswith("NVML, the whole board, power integrated over")
+    assert (a100["idle_power_w"], t4["idle_power_w"]) == pytest.approx((300, 60), rel=0.05)
+    # The steady samples' rate against the joules of warm-up and all: not the same seconds.
+    assert (watts(a100), watts(t4)) == pytest.approx((300, 60), rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings"),
+    [("t4", {"power_mw": "ERR:3", "energy_mj": "ERR:3"}), ("mig", {})],
+)
+def test_joules_nobody_counts_are_null(
+    simulated: Simulated, profile: str, settings: dict[str, str]
+) -> None:
+    """Neither energy nor power; and a part of a board, whose joules are not its own."""
+    arguments = [*TINY, "--device", "cuda", "--json"]
+    record = simulated("run", *arguments, profile=profile, **settings).cases[0]
+    assert record["status"] == "measured"
+    names = ("energy_j_per_image", "energy_total_j_per_image", "energy_source", "idle_power_w")
+    assert {record[name] for name in names} == {None}

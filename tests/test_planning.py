@@ -138,6 +138,7 @@ def test_a_grid_runs_every_case_once_a_round_interleaved(
         ("[[cases]]\nprecision = ['fp33']", "did you mean 'fp32'"),
         ("[[cases]]\nbatch_size = [true]", "whole number"),
         ("[[cases]]\ncudnn_benchmark = ['yes']", "true or false"),
+        ("[[cases]]\ndeterministic = [1]", "true or false"),
         ("budget = 'fast'\n[[cases]]", "budget 'fast'"),
         ("[budget_overrides]\nspeed = 1\n[[cases]]", "unknown key 'speed'"),
         ("[budget_overrides]\nmax_seconds = 'long'\n[[cases]]", "budget_overrides"),

@@ -59,6 +59,9 @@ GOLDEN = {
         "resnet50/train/cpu/eager/fp32/b1/px224/data=folder:D/loader_workers=2"
         "/cudnn_benchmark=false/threads=1"
     ),
+    Case(cudnn_benchmark=False, deterministic=True, threads=1): (
+        "resnet50/infer/cpu/eager/fp32/b1/px224/cudnn_benchmark=false/deterministic/threads=1"
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bench import registry
+from bench import energy, registry
 from bench.environment import host
 from bench.facts import DeviceFacts
 from bench.schema import Case
@@ -55,7 +55,11 @@ class Device(Protocol):
         ...
 
     def prepare(self, case: Case, precision: Precision) -> list[str]:
-        """Force threads, TF32 and kernel search; NAME=value as read back."""
+        """Force threads, TF32, kernel search and determinism; NAME=value as read back."""
+        ...
+
+    def meter(self) -> energy.Meter:
+        """What counts this device's joules; energy.Unmetered where nothing does."""
         ...
 
     def synchronize(self) -> None:

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from bench import determinism, energy
 from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
 from bench.environment import host
 from bench.facts import DeviceFacts
@@ -93,8 +94,13 @@ class Device:
         force_float32(tf32=precision.tf32)
         return [
             *float32_settings("mkldnn"),
+            *(determinism.force() if case.deterministic else []),
             f"autocast={self.autocast_dtype(precision)}",
         ]
+
+    def meter(self) -> energy.Meter:
+        """RAPL's package domains."""
+        return energy.rapl(energy.POWERCAP)
 
     def synchronize(self) -> None:
         """CPU operators return when they are done."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
+from bench import determinism, energy
 from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
 from bench.environment import nvml
 from bench.facts import DeviceFacts
@@ -140,16 +143,23 @@ class Device:
 
     def prepare(self, case: Case, precision: Precision) -> list[str]:
         """TF32 on or off for matrix products and convolutions, kernel search, threads."""
+        forced = _force_deterministic() if case.deterministic else []
         torch.cuda.set_device(self.index)
         torch.set_num_threads(case.threads or default_threads())
         force_float32(tf32=precision.tf32)
-        torch.backends.cudnn.benchmark = case.cudnn_benchmark
+        # The search picks kernels by noisy timings: not the same ones every time.
+        torch.backends.cudnn.benchmark = case.cudnn_benchmark and not case.deterministic
         return [
             *float32_settings("cuda"),
             *float32_settings("cudnn"),
             f"cudnn.benchmark={torch.backends.cudnn.benchmark}",
+            *forced,
             f"autocast={self.autocast_dtype(precision)}",
         ]
+
+    def meter(self) -> energy.Meter:
+        """NVML's reading of the whole board."""
+        return board_meter(str(torch.cuda.get_device_properties(self.index).uuid))
 
     def synchronize(self) -> None:
         """Wait for everything enqueued on this GPU."""
@@ -180,6 +190,50 @@ class Device:
         if isinstance(error, torch.AcceleratorError):
             return "fatal"
         return "other"
+
+
+def board_meter(uuid: str) -> energy.Meter:
+    """The board's energy counter (Volta and newer), else its power, else why there is neither.
+
+    A MIG instance is no board: NVML does not know its UUID as a GPU's, and the
+    board's joules are not its own.
+    """
+    import pynvml
+
+    def reading(ask: Callable[[Any], int]) -> Callable[[], float | None]:
+        """NVML answers in thousandths."""
+
+        def read() -> float | None:
+            try:
+                return ask(handle) / 1000
+            except pynvml.NVMLError:
+                return None
+
+        return read
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError as error:
+        return energy.Unmetered(f"NVML does not know this device as a whole board ({error})")
+    joules = reading(pynvml.nvmlDeviceGetTotalEnergyConsumption)
+    if joules() is not None:
+        return energy.Counted("NVML, energy counter of the whole board", joules)
+    watts = reading(pynvml.nvmlDeviceGetPowerUsage)
+    if watts() is not None:
+        return energy.Integrated("NVML, the whole board", watts)
+    return energy.Unmetered("NVML tells neither energy nor power of this GPU")
+
+
+def _force_deterministic() -> list[str]:
+    """Before CUDA starts: cuBLAS and torch read the variable once. Read back as NAME=value."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.backends.cudnn.deterministic = True
+    return [
+        *determinism.force(),
+        f"cudnn.deterministic={torch.backends.cudnn.deterministic}",
+        f"CUBLAS_WORKSPACE_CONFIG={os.environ['CUBLAS_WORKSPACE_CONFIG']}",
+    ]
 
 
 def simulated_kernels() -> bool:
