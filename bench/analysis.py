@@ -182,7 +182,7 @@ def command(row: Row, other: Row | None = None) -> str:
             continue
         flag = f"--{name.replace('_', '-')}"
         text = ",".join(dict.fromkeys(map(as_text, values)))
-        flags.append(flag if True in values else f"{flag} {shlex.quote(text)}")
+        flags.append(flag if isinstance(values[-1], bool) else f"{flag} {shlex.quote(text)}")
     if row["full"]:
         flags.append("--full")
     if row["budget_name"] == "custom":

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bench import planning
+from bench.facts import DeviceFacts
 from bench.request import Request, resolve
-from bench.schema import Case, DeviceFacts
+from bench.schema import Case
 from bench.summary import deterministic_costs
 from tests.conftest import TINY, Bench
 from tests.records import record
@@ -74,7 +75,8 @@ def test_deterministic_has_a_twin_a_cost_and_names_what_has_no_such_form(
     assert done.code == 0, done.err
     assert len(re.findall("[Dd]eterministic algorithms cost", done.out)) == 2
     assert "* an operation has no deterministic form" in done.out
-    frame = pd.read_parquet(tmp_path / "reports" / "data").set_index(["recipe", "deterministic"])
+    frame = pd.read_parquet(tmp_path / "reports" / "data").query("purpose == 'grid'")
+    frame = frame.set_index(["recipe", "deterministic"])
     assert len(frame) == 4
     for (recipe, deterministic), row in frame.iterrows():
         settings = "deterministic_algorithms=True" in row["settings"]

@@ -49,7 +49,7 @@ def test_machine_fingerprints_never_change() -> None:
 IN_MACHINE = {"cpu_model", "cpu_cores_physical", "memory_bytes", "device_name", "mig_profile"}
 IN_NEITHER = {
     "cpu_frequency_mhz", "memory_available_bytes", "swap_used_bytes", "pcie_generation",
-    "pcie_width", "compute_capability",
+    "pcie_width", "compute_capability", "idle_power_w",
     # Of the device: which of its kind, or what its product name says already.
     "device", "kind", "device_class", "device:memory_bytes", "simulated",
 }  # fmt: skip

@@ -117,9 +117,12 @@ def test_a_grid_runs_every_case_once_a_round_interleaved(
     count: int, repeats: int, data: st.DataObject
 ) -> None:
     """From any interruption on, exactly the rest is left, in order 1 2 3 1 2 3."""
-    grid = Grid([Case(batch_size=n) for n in range(1, count + 1)], repeats)
+    grid = Grid([Case(batch_size=n) for n in range(1, count + 1)], repeats, sentinel=False)
     whole = grid.trials()
     assert [t.case.batch_size for t in whole] == list(range(1, count + 1)) * repeats
+    guarded = Grid(grid.cases, repeats).trials()
+    assert guarded[1:-1] == whole
+    assert {t.purpose for t in (guarded[0], guarded[-1])} == {"sentinel"}
     done = data.draw(st.sets(st.sampled_from([t.key for t in whole])))
     left = []
     while (trial := grid.next(done)) is not None:

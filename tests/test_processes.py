@@ -39,8 +39,8 @@ def started(
         process.communicate()
 
 
-def worker_of(process: subprocess.Popen[str], busy_s: float = 1.0) -> psutil.Process:
-    """The worker below a running `bench`, once it has computed for a while."""
+def worker_of(process: subprocess.Popen[str], busy_s: float = 2.5) -> psutil.Process:
+    """The worker below a running `bench`, once it has computed for longer than a sentinel does."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -70,10 +70,11 @@ GRID = [*TINY, "--task", "infer", "--batch-size", "1,2,3", "--json"]
 
 
 def statuses(folder: Path) -> dict[int, str]:
-    """Batch size -> status of every readable record."""
+    """Batch size -> status of every readable record but the sentinel's."""
     import pandas as pd
 
     frame = pd.read_parquet(folder)
+    frame = frame[frame["purpose"] == "grid"]
     return dict(zip(frame["batch_size"], frame["status"], strict=True))
 
 
@@ -102,7 +103,8 @@ def test_an_interrupted_run_keeps_its_records_and_resumes(
     folder = tmp_path / "reports" / "data"
     with started(tmp_path, "run", *GRID) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        for _ in ("sentinel", "case"):
+            process.stdout.readline()
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(sent)
         code = process.wait(timeout=20)
@@ -114,7 +116,7 @@ def test_an_interrupted_run_keeps_its_records_and_resumes(
     assert 1 <= len(kept) < 3
     done = resumed(tmp_path, *GRID)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3 - len(kept)
+    assert len(done.stdout.splitlines()) == 3 - len(kept) + 1  # and the last sentinel
     assert statuses(folder) == {1: "measured", 2: "measured", 3: "measured"}
     assert len(run_ids(folder)) == 1
 
@@ -143,14 +145,14 @@ def test_a_killed_worker_is_one_failed_record(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_hung_case_is_killed_at_its_timeout(tmp_path: Path) -> None:
     """A stopped worker answers nothing; it becomes `timeout` and the next case runs."""
-    arguments = [*LONG[:-3], "3", "--task", "infer", "--batch-size", "1,2", "--timeout", "8"]
+    arguments = [*LONG[:-3], "2", "--task", "infer", "--batch-size", "1,2", "--timeout", "15"]
     with started(tmp_path, "run", *arguments) as process:
         worker = worker_of(process)
         worker.suspend()
         out, _ = process.communicate(timeout=120)
         assert not worker.is_running()
     assert process.returncode == 4
-    assert "killed after 8 s" in out
+    assert "killed after 15 s" in out
     assert statuses(tmp_path / "reports" / "data") == {1: "timeout", 2: "measured"}
 
 
@@ -233,7 +235,8 @@ def test_a_full_disk_loses_no_finished_record(tmp_path: Path, small_disk: Path) 
     """The run ends with a sentence and the unsaved result; the earlier record is readable."""
     with started(tmp_path, "run", *GRID, "--results", str(small_disk)) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        for _ in ("sentinel", "case"):
+            process.stdout.readline()
         filler = small_disk / ".filler"
         with filler.open("wb", buffering=0) as file:
             try:

@@ -65,12 +65,13 @@ def test_a_projection_counts_each_boundary_once(monkeypatch: pytest.MonkeyPatch)
     from bench.measure import Throughput
     from bench.schema import Case
 
-    taken = Throughput(0.1, [0.2] * 10, 1, 0, True, "max_seconds")  # (10 x 0.1 + 2 x 0.5) / 10
+    # (10 x 0.1 + 2 x 0.5) / 10
+    taken = Throughput(0.1, [0.2] * 10, 1, 0, [""] * 10, True, "max_seconds")
     fed = SimpleNamespace(split=lambda _: (0.0, 0.0, 0.1), boundaries=lambda _: 2, marks=range(12))
     work = SimpleNamespace(fed=fed, batches=SimpleNamespace(dataset=range(40)), short=None)
     monkeypatch.setattr(observe, "epoch_boundary_s", lambda *_: 0.5)
     case = Case(task="train", batch_size=4, epochs=3, loader_workers=0)
-    found = observe.feeding_facts(None, work, taken, case)  # type: ignore[arg-type]
+    found = observe.feeding_facts(None, work, taken, taken.estimate(0.02), case)  # type: ignore[arg-type]
     assert found["projected_s"] == pytest.approx(3 * (10 * 0.1 + 0.5))
 
 
