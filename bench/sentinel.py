@@ -14,7 +14,7 @@ from bench.schema import Budget, Case
 PURPOSE = "sentinel"
 CASE = Case(model="sentinel", threads=1)
 BUDGET = Budget(
-    name=PURPOSE, min_seconds=0.6, max_seconds=0.6, warmup_share=0.5, target_ci=0.05, timeout_s=60
+    name=PURPOSE, min_seconds=0.4, max_seconds=0.4, warmup_share=0.5, target_ci=0.05, timeout_s=60
 )
 CHANGED = 0.05  # a machine whose sentinel differs by more between first and last has changed
 SIDE = 768  # of the square matrices
