@@ -17,11 +17,11 @@ from bench import selectors, sentinel
 from bench.errors import WrongUse
 from bench.schema import Case
 from bench.selectors import CASE_FIELDS, as_text
+from bench.stats.spread import spread
 
 Row = dict[Hashable, Any]
 SERIES = ["case_id", "device_name", "machine_fingerprint", "simulated"]
 DEFAULTS = {f.name: f.default for f in msgspec.structs.fields(Case)}
-LEAST_ROUNDS = 3  # fewer processes say nothing about the spread between them
 
 
 # How the rounds of one run become one row; throughput has its own interval.
@@ -40,14 +40,15 @@ def newest(frame: pd.DataFrame) -> pd.DataFrame:
     """For each case on each machine its newest run; several rounds become one row.
 
     The row of several rounds holds their mean throughput and, from three rounds
-    on, a t interval between processes in place of the one within a process. If a
-    round was not measured, the row is that round's, and says how many were.
+    on, a t interval between processes in place of the one within a process; its
+    column `spread` is a stats.spread.Spread. If a round was not measured, the row is
+    that round's, and says how many were.
     """
     rows = []
     for _, series in frame.groupby(SERIES, dropna=False, sort=False):
         last = series[series["run_id"] == series["run_id"].max()]
         rows.append(last.iloc[-1] if len(last) == 1 else _merged(last))
-    return pd.DataFrame(rows, columns=frame.columns).reset_index(drop=True)
+    return pd.DataFrame(rows, columns=[*frame.columns, "spread"]).reset_index(drop=True)
 
 
 def _merged(rounds: pd.DataFrame) -> pd.Series[Any]:
@@ -61,22 +62,21 @@ def _merged(rounds: pd.DataFrame) -> pd.Series[Any]:
     row["warnings"] = sorted({code for codes in rounds["warnings"] for code in codes})
     for name, how in OVER_ROUNDS.items():
         row[name] = rounds[name].agg(how)
-    for name, value in _between(rounds["throughput_images_per_s"]).items():
+    for name, value in _between(rounds).items():
         row[name] = value
     return row
 
 
-def _between(rates: pd.Series[float]) -> dict[str, float]:
-    """Mean of several processes' throughputs and its 95 % t interval."""
-    from scipy.special import stdtrit
-
-    mean, half = float(rates.mean()), math.nan
-    if len(rates) >= LEAST_ROUNDS:
-        half = float(stdtrit(len(rates) - 1, 0.975) * rates.std() / math.sqrt(len(rates)))
+def _between(rounds: pd.DataFrame) -> dict[str, Any]:
+    """Mean of several processes' throughputs, its 95 % t interval, and their spread."""
+    rates = rounds["throughput_images_per_s"].tolist()
+    found = spread(rates, [_relative_half_width(r) for r in rounds.to_dict("records")])
+    half = math.nan if found.half_width is None else found.half_width
     return {
-        "throughput_images_per_s": mean,
-        "throughput_ci_low": mean - half,
-        "throughput_ci_high": mean + half,
+        "throughput_images_per_s": found.mean,
+        "throughput_ci_low": found.mean * (1 - half),
+        "throughput_ci_high": found.mean * (1 + half),
+        "spread": found,
     }
 
 

@@ -34,6 +34,9 @@ class DeviceState(Struct, frozen=True, kw_only=True):
     mig_profile: Annotated[
         str | None, doc("slice of a GPU in MIG mode, e.g. `3g.20gb`", "machine")
     ] = None
+    other_processes: Annotated[
+        int | None, doc("processes that computed on the GPU before ours; null: cannot be known")
+    ] = None
     mig_mode: Annotated[bool | None, doc("the GPU is in MIG mode", "software")] = None
     power_limit_w: Annotated[float | None, doc("power limit that is set", "software")] = None
     power_limit_default_w: Annotated[float | None, doc("power limit by default", "software")] = None

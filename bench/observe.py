@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bench import determinism, sensors, sentinel, workload
-from bench.devices import open_device
+from bench.devices import Device, open_device
 from bench.energy import Spent
 from bench.measure import Estimate, Loop, Tell, Throughput
 from bench.messages import Order
@@ -33,7 +33,7 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     case = order.case
     unsettled = determinism.listen()
     work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
-    watch = sensors.HostWatch(order.root)
+    watch = Watch(sensors.HostWatch(order.root), work.device)
     spent = Spent(work.device.meter(), order.idle_power_w)
     loop = Loop(work.device, order.budget, spent.reading(tell), watch=watch)
     peak_known = sensors.reset_peak_host_memory()
@@ -49,19 +49,37 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
         found |= spent.facts(steps * case.global_batch_size)
         estimate = taken.estimate(order.budget.target_ci)
         found |= throughput_facts(taken, estimate, case.global_batch_size)
-        found |= interference_facts(watch.seen)
+        found |= interference_facts(watch.host.seen)
         warnings += throughput_warnings(taken, estimate, order.budget.target_ci)
         if work.fed is not None:
             found |= feeding_facts(loop, work, taken, estimate, case)
     found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
+    found["peak_device_reserved_bytes"] = work.device.peak_reserved_bytes()
     if work.request is not None:
         found |= latency_facts(loop, work)
         warnings += ["few_requests"] if found["latency_p99_ms"] is None else []
+    warnings += ["power_limited"] if watch.limited else []
     if peak_known:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
     found |= results(case, work) | corrupt_facts(work)
     found["nondeterministic_operations"] = sorted(unsettled) or None
     return Measurement(**found), warnings + case_warnings(case, work, found)
+
+
+class Watch:
+    """Host and device together. A cap on the device's clocks is remembered, not a disturbance."""
+
+    def __init__(self, host: sensors.HostWatch, device: Device) -> None:
+        self.host, self.device = host, device
+        self.limited = False
+
+    def since_last(self) -> str | None:
+        """What disturbed either, the device first."""
+        mark, slow = self.host.since_last(), self.device.slowdown()
+        if slow == "power_limited":
+            self.limited = True
+            slow = None
+        return slow or mark
 
 
 def _sentinel(case: Case) -> workload.Work:
@@ -227,6 +245,10 @@ def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
         "latency_samples_s": taken,
         "latency_disturbed_requests": sum(map(bool, requests.marks)),
     }
+    if work.spans and len(taken) >= PERCENTILES["p50"][1]:
+        # The first one is the first request, which stands apart.
+        spans = [work.device.seconds(*span) for span in work.spans[1:]]
+        found["latency_device_p50_ms"] = 1000 * percentile(spans, 0.5)
     for name, (share, least) in PERCENTILES.items():
         enough = len(taken) >= least
         found[f"latency_{name}_ms"] = 1000 * percentile(taken, share) if enough else None

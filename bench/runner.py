@@ -227,7 +227,13 @@ def _died(code: int | None, kills_before: int | None) -> Outcome:
 
 
 def _device_warnings(device: DeviceFacts | None) -> list[str]:
-    return ["simulated"] if device is not None and device.simulated else []
+    if device is None:
+        return []
+    conditions = {
+        "simulated": device.simulated,
+        "shared_device": bool(device.state.other_processes),
+    }
+    return [code for code, holds in conditions.items() if holds]
 
 
 def _tail(log: Path) -> str | None:

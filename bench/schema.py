@@ -164,6 +164,9 @@ class Measurement(Struct, frozen=True, kw_only=True):
     peak_device_memory_bytes: Annotated[
         int | None, doc("most memory allocated on the device from step 2 on")
     ] = None
+    peak_device_reserved_bytes: Annotated[
+        int | None, doc("most memory torch's allocator held on the device, used or not")
+    ] = None
     setup_s: Annotated[float | None, doc("from start of the worker to its first step")] = None
     build_s: Annotated[float | None, doc("part of setup_s: export, quantise, compile")] = None
     first_step_s: Annotated[float | None, doc("the first step, synchronised")] = None
@@ -180,7 +183,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
         list[str] | None,
         doc(
             "what disturbed each of samples_s, empty if nothing: `foreign` processes on our cores, "
-            "`steal` by the hypervisor, `memory_stall`, `major_faults`"
+            "`steal` by the hypervisor, `memory_stall`, `major_faults`, a GPU's `hardware_slowdown`"
         ),
     ] = None
     disturbed_samples: Annotated[
@@ -217,6 +220,9 @@ class Measurement(Struct, frozen=True, kw_only=True):
     latency_samples_s: Annotated[
         list[float] | None,
         doc("seconds of each request, host input to host output, copies included"),
+    ] = None
+    latency_device_p50_ms: Annotated[
+        float | None, doc("median of the device's own time a request, copies to it included")
     ] = None
     latency_disturbed_requests: Annotated[
         int | None, doc("requests in disturbed windows; percentiles keep them")
@@ -326,6 +332,8 @@ WARNINGS = {
     "not_steady": "the speed never settled or drifted while measured; no interval would be honest",
     "two_state": "the speed has two states, and no interval would be honest; see samples_s",
     "contaminated": "others disturbed more than half of the time: not a clean number",
+    "power_limited": "power or temperature capped the device's clocks: a state, not a disturbance",
+    "shared_device": "other processes computed on the device before this run",
     "samples_left_out": "samples that others disturbed are left out (sample_marks says by what)",
     "fidelity_unproven": "random weights cannot show what this precision does to accuracy",
     "emulated": "this device has no units for this precision; it is emulated",

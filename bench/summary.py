@@ -12,8 +12,11 @@ import msgspec
 
 from bench import sentinel, words
 from bench.schema import WARNINGS, Record
+from bench.stats.spread import spread
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bench.runner import Ready
 
 
@@ -55,16 +58,13 @@ def tell(records: list[Record], folder: Path, *, json: bool, interrupted: bool) 
 
 
 def table(records: list[Record], out: IO[str]) -> None:
-    """One row a record."""
-    from rich.console import Console
-    from rich.table import Table
+    """One row a record; where cases have several rounds, one row a case."""
+    if any(r.round > 1 for r in records):
+        _print(_rounds(records), out)
+        return
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    grid.add_column("case", overflow="fold", min_width=24)
-    for name in ("images/s", "95 % CI", "p50 ms", "p99 ms", "peak memory"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_column("status", no_wrap=True)
+    grid = _columns("images/s", "95 % CI", "p50 ms", "p99 ms", "peak memory")
     for r in records:
         m = r.measurement
         memory = m.peak_device_memory_bytes or m.peak_host_memory_bytes
@@ -77,6 +77,58 @@ def table(records: list[Record], out: IO[str]) -> None:
             words.mebibytes(memory),
             r.status + ("*" if r.warnings else ""),
         )
+    _print(grid, out)
+
+
+def _columns(*numbers: str) -> Table:
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("case", overflow="fold", min_width=24)
+    for name in numbers:
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("status", no_wrap=True)
+    return grid
+
+
+def _rounds(records: list[Record]) -> Table:
+    """What processes agree in, and how much they differ."""
+    from rich.text import Text
+
+    grid = _columns("images/s", "95 % CI", "between processes", "within one", "p50 ms")
+    for case_id in dict.fromkeys(r.case_id for r in records):
+        rounds = [r for r in records if r.case_id == case_id]
+        done = [r for r in rounds if r.measurement.throughput_images_per_s is not None]
+        rates = [r.measurement.throughput_images_per_s or 0.0 for r in done]
+        found = spread(rates, [_within_one(r) for r in done]) if rates else None
+        p50 = [r.measurement.latency_p50_ms for r in done]
+        known = [p for p in p50 if p is not None]
+        status = f"{len(done)} of {len(rounds)} measured"
+        grid.add_row(
+            Text(case_id),
+            words.rate(found.mean if found else None),
+            words.share(found.half_width if found else None),
+            words.share(found.between if found else None, sign=""),
+            words.share(found.within if found else None),
+            words.rate(statistics.fmean(known) if known and len(known) == len(p50) else None),
+            status + ("*" if any(r.warnings for r in rounds) else ""),
+        )
+    return grid
+
+
+def _within_one(record: Record) -> float | None:
+    m = record.measurement
+    if m.throughput_images_per_s is None or m.throughput_ci_low is None:
+        return None
+    if m.throughput_ci_high is None:
+        return None
+    return (m.throughput_ci_high - m.throughput_ci_low) / 2 / m.throughput_images_per_s
+
+
+def _print(grid: Table, out: IO[str]) -> None:
+    """To a terminal, or to a pipe."""
+    from rich.console import Console
+
     # A pipe has no width: wide enough for every column, so that nothing is cut.
     width = None if out.isatty() else 160
     Console(file=out, width=width, highlight=False).print(grid)
@@ -110,7 +162,7 @@ def deterministic_costs(records: list[Record]) -> list[str]:
 def _cost(case_id: str, pairs: list[tuple[Record, Record]]) -> str:
     """The mean over the rounds of 1 - throughput with ÷ throughput without; never a bare number."""
     ratios = [_rate(on) / _rate(off) for on, off in pairs]
-    half = _between(ratios) if len(pairs) >= 3 else _within(ratios, pairs)
+    half = _half_width(ratios, pairs)
     if half is None:
         return (
             f"What deterministic algorithms cost {case_id} is not known: too few samples for an "
@@ -127,24 +179,16 @@ def _cost(case_id: str, pairs: list[tuple[Record, Record]]) -> str:
     )
 
 
-def _between(ratios: list[float]) -> float:
-    """Half the 95 % t interval over three rounds or more."""
-    from scipy.special import stdtrit
-
-    t = float(stdtrit(len(ratios) - 1, 0.975))
-    return t * statistics.stdev(ratios) / math.sqrt(len(ratios))
-
-
-def _within(ratios: list[float], pairs: list[tuple[Record, Record]]) -> float | None:
-    """Half the interval that the processes' own give: the root of their summed squares."""
-    widths = []
-    for ratio, pair in zip(ratios, pairs, strict=True):
-        for record in pair:
-            low, high = record.measurement.throughput_ci_low, record.measurement.throughput_ci_high
-            if low is None or high is None:
-                return None
-            widths.append(ratio * (high - low) / 2 / _rate(record))
-    return math.hypot(*widths) / len(pairs)
+def _half_width(ratios: list[float], pairs: list[tuple[Record, Record]]) -> float | None:
+    """Between processes from three rounds on; else as the processes' own intervals give it."""
+    between = spread(ratios, []).half_width
+    if between is not None:
+        return between * statistics.fmean(ratios)
+    widths = [[_within_one(r) for r in pair] for pair in pairs]
+    known = [math.hypot(*(w for w in pair if w is not None)) for pair in widths if None not in pair]
+    if len(known) < len(pairs):
+        return None
+    return math.hypot(*(r * w for r, w in zip(ratios, known, strict=True))) / len(pairs)
 
 
 def _rate(record: Record) -> float:

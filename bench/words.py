@@ -30,6 +30,11 @@ def half_width(value: float | None, low: float | None, high: float | None) -> st
     return f"± {100 * (high - low) / 2 / value:.1f} %"
 
 
+def share(value: float | None, sign: str = "± ") -> str:
+    """± 1.2 %."""
+    return DASH if value is None or missing(value) else f"{sign}{100 * value:.1f} %"
+
+
 class Quotient(Protocol):
     """A ratio with its relative half-width."""
 

@@ -40,6 +40,9 @@ class Work(Struct, kw_only=True):
     evaluate: Callable[[], float] | None = None
     forward: Forward | None = None
     request: Callable[[], torch.Tensor] | None = None
+    spans: list[
+        tuple[Any, Any]
+    ] = []  # marks around each request, where the device has its own time
 
 
 def realisation(case: Case) -> ModuleType | None:
@@ -178,9 +181,20 @@ class Composer(Struct, frozen=True):
         build_s = time.perf_counter() - start
         host = next(self._host_batches(1))
         resident = self.place(host)
+        spans: list[tuple[Any, Any]] = []
+
+        def request() -> torch.Tensor:
+            if not self.device.asynchronous:
+                return forward(self.place(host)).cpu()
+            begun = self.device.mark()
+            logits = forward(self.place(host))
+            spans.append((begun, self.device.mark()))
+            return logits.cpu()
+
         return {
             "step": lambda: forward(resident),
-            "request": lambda: forward(self.place(host)).cpu(),
+            "request": request,
+            "spans": spans,
             "forward": forward,
             "build_s": build_s,
         }

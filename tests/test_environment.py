@@ -50,6 +50,7 @@ IN_MACHINE = {"cpu_model", "cpu_cores_physical", "memory_bytes", "device_name", 
 IN_NEITHER = {
     "cpu_frequency_mhz", "memory_available_bytes", "swap_used_bytes", "pcie_generation",
     "pcie_width", "compute_capability", "idle_power_w",
+    "other_processes",
     # Of the device: which of its kind, or what its product name says already.
     "device", "kind", "device_class", "device:memory_bytes", "simulated",
 }  # fmt: skip
@@ -246,6 +247,7 @@ def test_the_doctor_reads_what_the_record_holds(monkeypatch: pytest.MonkeyPatch)
 
 
 STATE = DeviceState(
+    other_processes=2,
     mig_mode=False,
     power_limit_w=250.0,
     power_limit_default_w=400.0,
@@ -261,6 +263,7 @@ STATE = DeviceState(
     pcie_width_max=16,
 )
 OPTIONAL = {
+    "nvmlDeviceGetComputeRunningProcesses": ["other_processes"],
     "nvmlDeviceGetMigMode": ["mig_mode"],
     "nvmlDeviceGetPowerManagementLimit": ["power_limit_w"],
     "nvmlDeviceGetPowerManagementDefaultLimit": ["power_limit_default_w"],

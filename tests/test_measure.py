@@ -181,3 +181,52 @@ def test_a_sample_is_long_enough_and_whole_cycles(seconds: float, cycle: int) ->
     steps = steps_per_sample(seconds, cycle)
     assert steps % cycle == 0
     assert steps * seconds >= LEAST_SAMPLE_S * 0.999
+
+
+class Marks:
+    """Says of every third window that it was disturbed, or of all of them."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.calls = every, 0
+
+    def since_last(self) -> str | None:
+        self.calls += 1
+        return "foreign" if self.calls % self.every == 0 else None
+
+
+def test_disturbed_windows_stay_in_the_file_and_are_left_out() -> None:
+    """Every third window takes twice as long; the throughput is that of the others."""
+    rig = Rig([0.5])
+    watch = Marks(3)
+
+    def step() -> None:
+        rig.events.append("step")
+        rig.queue_s += 1.0 if (watch.calls + 1) % 3 == 0 else 0.5
+
+    budget = msgspec.structs.replace(BUDGET, min_seconds=9.0)
+    taken = Loop(rig, budget, clock=rig.clock, watch=watch).throughput(step)
+    assert 1.0 in taken.samples_s
+    assert taken.left_out == taken.marks.count("foreign") > 0
+    assert taken.estimate(0.02).seconds_per_step == pytest.approx(0.5)
+
+
+def test_more_than_half_disturbed_is_not_a_clean_number() -> None:
+    """Nothing is left out then, and the run still ends."""
+    rig = Rig([0.5])
+    taken = Loop(rig, BUDGET, clock=rig.clock, watch=Marks(1)).throughput(rig.step)
+    assert taken.mostly_disturbed
+    assert taken.estimate(0.02).seconds_per_step == pytest.approx(0.5)
+    assert sum(taken.samples_s) <= 2 * BUDGET.max_seconds + 1
+
+
+def test_the_watch_looks_between_samples_only() -> None:
+    """What it costs is in no sample."""
+    rig = Rig([0.5])
+
+    class Slow(Marks):
+        def since_last(self) -> str | None:
+            rig.now += 7.0
+            return None
+
+    taken = Loop(rig, BUDGET, clock=rig.clock, watch=Slow(1)).throughput(rig.step)
+    assert max(taken.samples_s) == pytest.approx(0.5)

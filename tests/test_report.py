@@ -270,3 +270,15 @@ def test_a_browser_opens_it_without_a_console_message(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (tmp_path / "shot.png").stat().st_size > 10_000
     assert ":CONSOLE" not in done.stderr
+
+
+def test_rounds_show_the_spread_between_processes(tmp_path: Path) -> None:
+    """Next to the interval within one: 2 % against 2 %."""
+    rates = enumerate((98.0, 100.0, 102.0), start=1)
+    text = page(tmp_path, *(record(rate=rate, round=n, number=n) for n, rate in rates))
+    assert "Between processes and within" in text
+    row = text[text.index("Between processes and within") :]
+    assert ">3<" in row
+    assert ">2.0 %<" in row
+    assert "± 5.0 %" in row  # 4.303 x 2 % / sqrt(3)
+    assert "Between processes and within" not in page(tmp_path / "one", record())

@@ -11,7 +11,8 @@ from scipy.stats import ttest_rel
 
 from bench.schema import BUDGETS
 from bench.stats.ratios import RatioInterval, judge, ratio_interval
-from bench.stats.series import interval, percentile, steady
+from bench.stats.series import SURE, drifts, interval, percentile, steady, two_state
+from bench.stats.spread import spread
 from bench.stats.stopping import enough, looks
 
 samples = st.lists(st.floats(0.5, 2.0), min_size=8, max_size=200)
@@ -166,3 +167,52 @@ def test_the_verdict_needs_evidence_and_size(
 ) -> None:
     """At its boundaries, with changes of up to 2 % not mattering."""
     assert judge(RatioInterval(ratio, low, high), 0.02) == expected
+
+
+def test_the_spread_between_processes_and_within() -> None:
+    """Three processes of 98, 100 and 102: standard deviation 2 %, t(2) = 4.303."""
+    found = spread([98.0, 100.0, 102.0], [0.01, None, 0.03])
+    assert (found.processes, found.mean, found.within) == (3, 100.0, 0.02)
+    assert found.between == pytest.approx(0.02)
+    assert found.half_width == pytest.approx(4.303 * 0.02 / 3**0.5, rel=1e-3)
+
+
+def test_two_processes_have_a_spread_but_no_interval() -> None:
+    """And one has neither."""
+    assert spread([99.0, 101.0], []).half_width is None
+    assert spread([99.0, 101.0], []).between is not None
+    assert spread([99.0], []).between is None
+
+
+@given(st.integers(0, 99))
+def test_correlated_samples_get_a_wider_interval(seed: int) -> None:
+    """Twice as many copies of each sample know no more than the samples themselves."""
+    random = np.random.default_rng(seed)
+    values = 1 + 0.02 * random.normal(size=60)
+    doubled = list(np.repeat(values, 2))
+    shuffled = list(random.permutation(doubled))
+    wide, narrow = interval(doubled), interval(shuffled)
+    assert wide is not None
+    assert narrow is not None
+    assert wide.relative_half_width > narrow.relative_half_width
+
+
+def test_drift_and_two_states_are_seen_and_noise_is_not() -> None:
+    """10 % from end to end, and two speeds 10 % apart; 2 % of noise is neither."""
+    random = np.random.default_rng(3)
+    noise = 0.005 * random.normal(size=60)
+    assert drifts(list(1 + 0.1 * np.linspace(0, 1, 60) + noise), 0.02, SURE)
+    assert not drifts(list(1 + 4 * noise), 0.02, SURE)
+    states = 1 + 0.1 * (np.arange(60) % 20 < 8)
+    assert two_state(list(states + noise), 0.02)
+    assert not two_state(list(1 + 4 * noise), 0.02)
+    spiked = 1 + 0.5 * (np.arange(60) % 20 == 3)  # 5 % of the samples: spikes, not a state
+    assert not two_state(list(spiked + noise), 0.02)
+
+
+def test_a_drift_is_not_stopped_at() -> None:
+    """A narrow interval on a slope is not the end."""
+    slope = [1 + 0.0015 * n + 0.0005 * (n % 2) for n in range(13)]
+    flat = [1 + 0.0005 * (n % 2) for n in range(13)]
+    assert enough(flat, BUDGET) == "target_reached"
+    assert enough(slope, BUDGET) is None

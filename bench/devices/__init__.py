@@ -82,6 +82,14 @@ class Device(Protocol):
         """Most device memory allocated since `reset_peak`; None if there is none apart."""
         ...
 
+    def peak_reserved_bytes(self) -> int | None:
+        """Most device memory held by the allocator since `reset_peak`, used or not."""
+        ...
+
+    def slowdown(self) -> str | None:
+        """What holds the clocks down now: `hardware_slowdown`, `power_limited`; None: nothing."""
+        ...
+
     def classify(self, error: BaseException) -> ErrorKind:
         """Whether an error means out of memory, a lost device, or something else."""
         ...

@@ -120,6 +120,14 @@ class Device:
         """None: it is counted as host memory."""
         return None
 
+    def peak_reserved_bytes(self) -> int | None:
+        """None: it is counted as host memory."""
+        return None
+
+    def slowdown(self) -> str | None:
+        """Not known."""
+        return None
+
     def classify(self, error: BaseException) -> ErrorKind:
         """torch's CPU allocator raises RuntimeError; its text is the only mark."""
         text = str(error)

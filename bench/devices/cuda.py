@@ -78,6 +78,7 @@ class Device:
     def __init__(self, name: str) -> None:
         self.name = name
         self.index = int(name.partition(":")[2] or 0)
+        self._slowdown: Callable[[], str | None] | None = None
 
     def facts(self) -> DeviceFacts:
         """Name, memory, driver and state, as the runtime and NVML tell them."""
@@ -182,6 +183,16 @@ class Device:
     def peak_memory_bytes(self) -> int | None:
         """Most bytes allocated by torch since the reset."""
         return torch.cuda.max_memory_allocated(self.index)
+
+    def peak_reserved_bytes(self) -> int | None:
+        """Most bytes torch's caching allocator held since the reset."""
+        return torch.cuda.max_memory_reserved(self.index)
+
+    def slowdown(self) -> str | None:
+        """NVML's reasons for the clocks of this moment."""
+        if self._slowdown is None:
+            self._slowdown = nvml.slowdown(str(torch.cuda.get_device_properties(self.index).uuid))
+        return self._slowdown()
 
     def classify(self, error: BaseException) -> ErrorKind:
         """Sticky CUDA errors are fatal: nothing after them in this process counts."""

@@ -57,6 +57,40 @@ def busy() -> dict[str, int]:
     return found
 
 
+# What holds clocks down (nvml.h, nvmlClocksEventReasons): the hardware protecting itself
+# disturbs a measurement; a cap by power or temperature is a state some GPUs live in.
+HARDWARE = (
+    pynvml.nvmlClocksThrottleReasonHwSlowdown
+    | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
+    | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
+)
+CAPPED = (
+    pynvml.nvmlClocksThrottleReasonSwPowerCap | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
+)
+
+
+def slowdown(uuid: str) -> Callable[[], str | None]:
+    """What to ask again and again: `hardware_slowdown`, `power_limited` or None, as it is now.
+
+    NVML stays started: this is for the worker, which ends soon.
+    """
+    gpu = _handle(uuid) if ask(pynvml.nvmlInit) is None else None
+
+    def now() -> str | None:
+        reasons = gpu and ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, gpu)
+        if gpu and reasons is None:  # drivers before 535 know it by its former name
+            reasons = ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu)
+        if not reasons:
+            return None
+        return "hardware_slowdown" if reasons & HARDWARE else _capped(reasons)
+
+    return now
+
+
+def _capped(reasons: int) -> str | None:
+    return "power_limited" if reasons & CAPPED else None
+
+
 def state(uuid: str) -> DeviceState:
     """The state of a GPU, or of the GPU a MIG instance is a slice of.
 
@@ -89,11 +123,16 @@ def _answers(gpu: Any) -> DeviceState:
         persistence_mode=_on(ask(pynvml.nvmlDeviceGetPersistenceMode, gpu)),
         ecc=_on(ask(pynvml.nvmlDeviceGetEccMode, gpu)),
         vbios=ask(pynvml.nvmlDeviceGetVbiosVersion, gpu),
+        other_processes=_count(ask(pynvml.nvmlDeviceGetComputeRunningProcesses, gpu)),
         pcie_generation=ask(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, gpu),
         pcie_width=ask(pynvml.nvmlDeviceGetCurrPcieLinkWidth, gpu),
         pcie_generation_max=ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, gpu),
         pcie_width_max=ask(pynvml.nvmlDeviceGetMaxPcieLinkWidth, gpu),
     )
+
+
+def _count(processes: Any) -> int | None:
+    return None if processes is None else len(processes)
 
 
 def _on(answer: Any) -> bool | None:
