@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bench.runner import Ready
 
 
+NAMED = 2  # cases a warning names at the end of a run
+
+
 def print_plan(ready: Ready) -> None:
     """Each case, and why it cannot run here if it cannot."""
     for case in ready.cases:
@@ -145,7 +148,11 @@ def explain(records: list[Record], out: IO[str]) -> None:
     for code, text in WARNINGS.items():
         touched = [r.case_id for r in records if code in r.warnings]
         if touched:
-            print(f"* {text} ({len(touched)} of {len(records)} cases)", file=out)
+            # A few are named; of many, the report marks each.
+            which = ", ".join(dict.fromkeys(touched))
+            if len(touched) > NAMED:
+                which = f"{len(touched)} of {len(records)} records"
+            print(f"* {text} ({which})", file=out)
 
 
 def deterministic_costs(records: list[Record]) -> list[str]:
