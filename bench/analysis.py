@@ -33,6 +33,16 @@ OVER_ROUNDS = {
     "peak_host_memory_bytes": "max",
     "peak_device_memory_bytes": "max",
     "setup_s": "mean",
+    "build_s": "mean",
+    "first_step_s": "mean",
+    "first_request_s": "mean",
+    "latency_p999_ms": "mean",
+    "data_wait_s": "mean",
+    "copy_s": "mean",
+    "compute_s": "mean",
+    "train_s": "mean",
+    "energy_j_per_image": "mean",
+    "energy_total_j_per_image": "mean",
 }
 
 
@@ -72,24 +82,46 @@ def _between(rounds: pd.DataFrame) -> dict[str, Any]:
     rates = rounds["throughput_images_per_s"].tolist()
     found = spread(rates, [_relative_half_width(r) for r in rounds.to_dict("records")])
     half = math.nan if found.half_width is None else found.half_width
+    low, high = math.exp(-half), math.exp(half)
+    projected = float(rounds["projected_s"].mean())
     return {
         "throughput_images_per_s": found.mean,
-        "throughput_ci_low": found.mean * (1 - half),
-        "throughput_ci_high": found.mean * (1 + half),
+        "throughput_ci_low": found.mean * low,
+        "throughput_ci_high": found.mean * high,
+        "projected_s": projected,
+        "projected_ci_low_s": projected * low,
+        "projected_ci_high_s": projected * high,
         "spread": found,
     }
 
 
+CHANGE_COLUMNS = [
+    "run_id", "purpose", "round", "status", "reason",
+    "throughput_images_per_s", "throughput_ci_low", "throughput_ci_high",
+]  # fmt: skip
+
+
 def machine_changes(frame: pd.DataFrame, runs: set[str]) -> list[str]:
-    """A sentence for each of these runs whose sentinel says that the machine changed."""
+    """A sentence for each of these runs whose sentinel says that the machine changed.
+
+    frame: records of all purposes, with at least CHANGE_COLUMNS.
+    """
     rows = frame[(frame["purpose"] == sentinel.PURPOSE) & frame["run_id"].isin(runs)]
     found = []
     for run_id, pair in rows.sort_values("round").groupby("run_id"):
-        rates = pair["throughput_images_per_s"].dropna().tolist()
-        said = sentinel.change(rates[0], rates[-1]) if len(rates) > 1 else None
+        speeds = [_speed(row) for row in pair.to_dict("records")]
+        said = sentinel.change(speeds[0], speeds[-1]) if len(speeds) > 1 else None
         if said is not None:
             found.append(f"Run {run_id}: {said}")
+        lost = pair[pair["status"] != "measured"]
+        if len(lost):
+            found.append(f"Run {run_id}: its sentinel was not measured: {lost['reason'].iloc[0]}")
     return found
+
+
+def _speed(row: Row) -> sentinel.Speed:
+    names = ("throughput_images_per_s", "throughput_ci_low", "throughput_ci_high")
+    return sentinel.Speed(*(None if pd.isna(row[name]) else float(row[name]) for name in names))
 
 
 class Ratio(Struct, frozen=True):

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from bench import selectors, store, verdicts, words
-from bench.errors import WrongUse
+from bench import selectors, sentinel, store, verdicts, words
+from bench.errors import NothingToReport, WrongUse
 from bench.verdicts import Side, Verdict
 
 PIPE_WIDTH = 1000  # a pipe has no width: wide enough, so that nothing is folded
@@ -38,7 +38,9 @@ def execute(asked: Request) -> int:
     found = store.read_some(asked.results)
     for sentence in found.passed_over:
         print(f"Note: {sentence}", file=sys.stderr)
-    grid = found.frame[found.frame["purpose"] == "grid"]
+    grid = sentinel.without(found.frame)
+    if grid.empty:
+        raise NothingToReport(f"No record of a case in {asked.results}; measure first: bench run.")
     judged = verdicts.compare(grid, a, b, asked.min_effect)
     if asked.json:
         for verdict in judged:

@@ -172,14 +172,9 @@ class Spent:
         else:
             self.joules += ended_j - self.begun_j
 
-    def reading(self, tell: Callable[[T], None]) -> Callable[[T], None]:
-        """`tell`, which is called between samples, with a reading of the meter before it."""
-
-        def read_and_tell(what: T) -> None:
-            self.meter.read_j()  # counters wrap around; power is known only when it is read
-            tell(what)
-
-        return read_and_tell
+    def read(self) -> None:
+        """Look at the meter in between: counters wrap around, and power is known only when read."""
+        self.meter.read_j()
 
     def facts(self, images: int) -> dict[str, Any]:
         """Columns of bench.schema.Measurement for the images made in these windows."""

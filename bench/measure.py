@@ -104,6 +104,14 @@ class Throughput(Struct, frozen=True):
         return steady if self.mostly_disturbed else clean(steady, marks)
 
     @property
+    def kept_steps(self) -> list[int]:
+        """Numbers of the steps of these samples. Two single steps come before the first sample."""
+        count, first = self.steps_per_sample, self.warmup_samples
+        steady = range(first, len(self.samples_s))
+        kept = [i for i in steady if self.mostly_disturbed or not self.marks[i]]
+        return [step for i in kept for step in range(2 + i * count, 2 + (i + 1) * count)]
+
+    @property
     def warmup_steps(self) -> int:
         """Steps run before the first steady sample, the two single ones at the start included."""
         return 2 + self.warmup_samples * self.steps_per_sample
@@ -117,11 +125,12 @@ class Throughput(Struct, frozen=True):
         """Mean seconds per step over the kept samples, stalls included, and how sure it is.
 
         There is no interval where none would be honest: too few samples of a speed that
-        never settled, a drift by more than `tolerance` of the mean, or two states.
+        never settled, a drift by more than `tolerance` of the mean, two states, or others
+        that disturbed most of it.
         """
         per_step = [s / self.steps_per_sample for s in self.kept_s]
         found = interval(per_step)
-        codes = []
+        codes = ["contaminated"] if self.mostly_disturbed else []
         if drifts(per_step, tolerance, SURE) or not (self.settled or found):
             codes.append("not_steady")
         if two_state(per_step, tolerance):
@@ -217,13 +226,14 @@ class Loop(Struct, frozen=True):
         windows.close(len(taken))
         return Latency(first, taken, windows.marks)
 
-    def epochs(self, epoch: Epoch, after: Step, count: int) -> tuple[list[float], int]:
-        """Seconds of `count` epochs and the steps of one; `after` runs between them, untimed.
+    def epochs(self, epoch: Epoch, after: Step, count: int) -> tuple[list[float], int, list[str]]:
+        """Seconds of `count` epochs, the steps of one, their marks; `after` runs untimed.
 
         Progress is told within an epoch too, ten times less often than between
         samples, because it is part of the time.
         """
         taken: list[float] = []
+        windows = Windows(self)
         steps, begun, told = 0, self.clock(), self.clock()
         trained = 0
 
@@ -243,8 +253,10 @@ class Loop(Struct, frozen=True):
             steps = epoch(pulse)
             self.device.synchronize()
             taken.append(self.clock() - start)
+            windows.close(len(taken))
             after()
-        return taken, steps
+            self.watch.since_last()  # what happened meanwhile is nobody's epoch
+        return taken, steps, windows.marks
 
 
 class Windows:

@@ -12,7 +12,8 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     """Parent → worker: run this.
 
     `started` is time.monotonic() before the process was asked for; `root` is the
-    process whose tree is ours, everything else is foreign.
+    process whose tree is ours, everything else is foreign; `cores` are those we may
+    use (the worker cannot ask: OpenMP may have bound the thread that asks).
     """
 
     case: Case
@@ -21,6 +22,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     started: float
     log: str
     root: int
+    cores: list[int]
     idle_power_w: float | None = None
 
 
@@ -46,6 +48,7 @@ class Survey(Struct, frozen=True, kw_only=True):
 
     devices: list[DeviceFacts]
     absent: dict[str, str]  # asked for but not here -> why
+    host: DeviceFacts  # the CPU, whether it was asked for or not
     environment: Environment
 
 

@@ -33,31 +33,35 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     case = order.case
     unsettled = determinism.listen()
     work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
-    watch = Watch(sensors.HostWatch(order.root), work.device)
     spent = Spent(work.device.meter(), order.idle_power_w)
-    loop = Loop(work.device, order.budget, spent.reading(tell), watch=watch)
+    watch = Watch(sensors.HostWatch(order.root, order.cores), work.device, spent)
+    loop = Loop(work.device, order.budget, tell, watch=watch)
     peak_known = sensors.reset_peak_host_memory()
     found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
     warnings: list[str] = []
     if case.full:
         found |= fully(loop, work, case, spent)
+        warnings += ["contaminated"] if 2 * found["disturbed_samples"] > case.epochs else []
     else:
         spent.start()
         taken = loop.throughput(work.step, work.cycle)
         spent.stop()
         steps = taken.warmup_steps + taken.steady_steps
         found |= spent.facts(steps * case.global_batch_size)
-        estimate = taken.estimate(order.budget.target_ci)
-        found |= throughput_facts(taken, estimate, case.global_batch_size)
-        found |= interference_facts(watch.host.seen)
-        warnings += throughput_warnings(taken, estimate, order.budget.target_ci)
+        target = order.budget.target_ci
+        estimate = taken.estimate(target)
+        found |= throughput_facts(taken, estimate, case.global_batch_size, target)
+        warnings += throughput_warnings(taken, estimate, target)
         if work.fed is not None:
             found |= feeding_facts(loop, work, taken, estimate, case)
+    found |= interference_facts(watch.host.seen)
     found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
     found["peak_device_reserved_bytes"] = work.device.peak_reserved_bytes()
     if work.request is not None:
         found |= latency_facts(loop, work)
         warnings += ["few_requests"] if found["latency_p99_ms"] is None else []
+        disturbed = sum(map(bool, found["latency_marks"]))
+        warnings += ["latency_contaminated"] if 2 * disturbed > len(found["latency_marks"]) else []
     warnings += ["power_limited"] if watch.limited else []
     if peak_known:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
@@ -67,15 +71,20 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
 
 
 class Watch:
-    """Host and device together. A cap on the device's clocks is remembered, not a disturbance."""
+    """Host, device and its meter together, read between samples.
 
-    def __init__(self, host: sensors.HostWatch, device: Device) -> None:
-        self.host, self.device = host, device
+    A cap on the device's clocks is remembered, it is not a disturbance.
+    """
+
+    def __init__(self, host: sensors.HostWatch, device: Device, spent: Spent) -> None:
+        self.host, self.device, self.spent = host, device, spent
         self.limited = False
 
     def since_last(self) -> str | None:
-        """What disturbed either, the device first."""
-        mark, slow = self.host.since_last(), self.device.slowdown()
+        """What disturbed either, the device first: it is asked while it is still warm."""
+        slow = self.device.slowdown()
+        self.spent.read()
+        mark = self.host.since_last()
         if slow == "power_limited":
             self.limited = True
             slow = None
@@ -108,7 +117,9 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
     return [code for code, holds in conditions.items() if holds]
 
 
-def throughput_facts(taken: Throughput, estimate: Estimate, images: int) -> dict[str, Any]:
+def throughput_facts(
+    taken: Throughput, estimate: Estimate, images: int, target: float
+) -> dict[str, Any]:
     """Samples and the estimate made of them."""
     interval = estimate.interval
     return {
@@ -120,7 +131,7 @@ def throughput_facts(taken: Throughput, estimate: Estimate, images: int) -> dict
         "disturbed_samples": taken.left_out,
         "kept_samples": len(taken.kept_s),
         "stop_reason": taken.stop_reason,
-        "target_reached": taken.stop_reason == "target_reached" and interval is not None,
+        "target_reached": interval is not None and interval.relative_half_width <= target,
         "throughput_images_per_s": images / estimate.seconds_per_step,
         # A lower end at or under zero seconds has no image rate: then there is no upper end.
         "throughput_ci_low": images / interval.high if interval else None,
@@ -148,8 +159,8 @@ def interference_facts(seen: list[sensors.Seen]) -> dict[str, Any]:
 def throughput_warnings(taken: Throughput, estimate: Estimate, target: float) -> list[str]:
     """What to know about these samples."""
     codes = [*estimate.codes]
-    if taken.left_out:
-        codes.append("contaminated" if taken.mostly_disturbed else "samples_left_out")
+    if taken.left_out and not taken.mostly_disturbed:
+        codes.append("samples_left_out")
     if estimate.interval is None:
         codes += [] if estimate.codes else ["too_few_samples"]
     elif estimate.interval.relative_half_width > target:
@@ -162,8 +173,8 @@ def feeding_facts(
 ) -> dict[str, Any]:
     """Where a step's seconds go, one epoch boundary, and the projection to whole epochs."""
     assert work.fed is not None
-    skip = taken.warmup_steps
-    wait, copy, compute = work.fed.split(skip)
+    kept = taken.kept_steps
+    wait, copy, compute = work.fed.split(kept)
     images = len(work.batches.dataset)
     boundary = max(0.0, epoch_boundary_s(loop, work.short) - wait)
     found: dict[str, Any] = {
@@ -177,7 +188,7 @@ def feeding_facts(
         epochs, steps = case.epochs, images / case.batch_size
         interval = estimate.interval
         # Boundaries that fell into the samples are in the mean already.
-        seen = work.fed.boundaries(skip) * boundary / (len(work.fed.marks) - skip)
+        seen = work.fed.boundaries(kept) * boundary / len(kept)
 
         def whole(seconds_per_step: float) -> float:
             return epochs * ((seconds_per_step - seen) * steps + boundary)
@@ -208,13 +219,16 @@ def fully(loop: Loop, work: workload.Work, case: Case, spent: Spent) -> dict[str
         spent.start()
 
     spent.start()
-    taken, steps = loop.epochs(work.fed.epoch, test, case.epochs)
-    wait, copy, compute = work.fed.split(0)
+    taken, steps, marks = loop.epochs(work.fed.epoch, test, case.epochs)
+    wait, copy, compute = work.fed.split(range(len(work.fed.marks)))
     return spent.facts(work.fed.images) | {
         "train_s": sum(taken),
         "epoch_train_s": taken,
         "test_accuracy": accuracies or None,
         "samples_s": taken,
+        "sample_marks": marks,
+        "disturbed_samples": sum(map(bool, marks)),  # an epoch is never left out of a whole job
+        "kept_samples": len(taken),
         "steps_per_sample": steps,
         "warmup_samples": 0,
         "stop_reason": "all_epochs",
@@ -243,7 +257,7 @@ def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
     found: dict[str, Any] = {
         "first_request_s": requests.first_s,
         "latency_samples_s": taken,
-        "latency_disturbed_requests": sum(map(bool, requests.marks)),
+        "latency_marks": requests.marks,
     }
     if work.spans and len(taken) >= PERCENTILES["p50"][1]:
         # The first one is the first request, which stands apart.

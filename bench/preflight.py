@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench import data, energy, registry, workload
+from bench import data, energy, registry, sentinel, workload
 from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
@@ -52,7 +52,8 @@ def survey(raw: Any) -> Survey:
         watts = energy.idle_watts([open_device(name).meter() for name in devices])
         for (name, facts), power in zip(devices.items(), watts, strict=True):
             devices[name] = msgspec.structs.replace(facts, idle_power_w=power)
-    return Survey(devices=list(devices.values()), absent=absent, environment=collect())
+    host = devices.get(sentinel.CASE.device) or open_device(sentinel.CASE.device).facts()
+    return Survey(devices=list(devices.values()), absent=absent, host=host, environment=collect())
 
 
 def check(raw: Any) -> Checked:

@@ -54,12 +54,11 @@ class Line(Quiet):
         self.budget = budget
         self.bar: Any = None
         self.task: Any = None
-        self.begun = time.monotonic()
+        self.begun = 0.0  # when the first case began, not the sentinel before it
         self.number, self.total, self.case_id = 0, 1, ""
         self.first: int | None = None  # a resumed run does not begin at 0
 
     def __enter__(self) -> Self:
-        self.begun = time.monotonic()
         if sys.stderr.isatty():
             self._open_bar()
         return self
@@ -92,8 +91,11 @@ class Line(Quiet):
     def started(self, trial: Trial, number: int, total: int) -> None:
         """Name the case."""
         self.number, self.total = number, total
-        sentinel = trial.purpose == PURPOSE
-        self.case_id = "sentinel" if sentinel else trial.case.case_id
+        if trial.purpose == PURPOSE:
+            self.case_id = "sentinel"
+        else:
+            self.case_id = trial.case.case_id
+            self.begun = self.begun or time.monotonic()
         self.first = number if self.first is None else self.first
         self._draw("setting up")
 

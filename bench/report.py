@@ -17,7 +17,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from msgspec import Struct
 
 import bench
-from bench import analysis, article, registry, store, words
+from bench import analysis, article, registry, sentinel, store, words
 from bench.errors import NothingToReport, WrongUse
 from bench.facts import DeviceState, Environment
 from bench.schema import WARNINGS, columns
@@ -64,7 +64,7 @@ class Made(Struct, frozen=True):
 def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     """Write `out`/index.html and `out`/CHART.png. Raises NothingToReport or WrongUse."""
     found = store.read_some(results)
-    grid = found.frame[found.frame["purpose"] == "grid"]
+    grid = sentinel.without(found.frame)
     if grid.empty:
         raise NothingToReport(f"No record of a case in {results}; measure first: bench run.")
     rows = analysis.newest(grid)

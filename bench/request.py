@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from bench import planning, processes, runner, store, words
+from bench import analysis, planning, processes, runner, sentinel, store, words
 from bench.errors import CannotStore, WrongUse
 from bench.schema import BUDGETS, Budget, Record
 
@@ -41,7 +41,7 @@ def execute(asked: Request) -> int:
         store.make_writable(asked.results)
     processes.start_server()
     from bench import summary
-    from bench.progress import Line, Quiet, announce
+    from bench.progress import announce
 
     announce("Loading torch and looking at the machine …")
     ready = runner.prepare(plan, full=asked.full, fetch=not asked.dry_run)
@@ -50,11 +50,19 @@ def execute(asked: Request) -> int:
     if asked.dry_run:
         summary.print_plan(ready)
         return 0
+    return _measure(asked, plan, ready)
+
+
+def _measure(asked: Request, plan: planning.Plan, ready: runner.Ready) -> int:
+    from bench import summary
+    from bench.progress import Line, Quiet
+
     records: list[Record] = []
     line = Quiet() if asked.json else Line(plan.budget)
 
     def recorded(record: Record) -> None:
-        records.append(record)
+        if record.purpose != sentinel.PURPOSE:
+            records.append(record)
         line.finished(record)
         if asked.json:
             sys.stdout.write(as_json(record) + "\n")
@@ -65,15 +73,19 @@ def execute(asked: Request) -> int:
         with line:
             run_id = runner.run(ready, asked.results, watch, resume=asked.resume)
     except KeyboardInterrupt:
-        summary.tell(records, asked.results, json=asked.json, interrupted=True)
+        summary.tell(records, asked.results, [], json=asked.json, interrupted=True)
         return 130
     except CannotStore as error:
-        summary.tell(records, asked.results, json=asked.json, interrupted=False)
+        if records:
+            summary.tell(records, asked.results, [], json=asked.json, interrupted=False)
         if isinstance(error.record, Record):
             print(f"Not saved: {words.result(error.record)}", file=sys.stderr)
         raise
-    summary.tell(records, asked.results, json=asked.json, interrupted=False)
     # A resumed run is judged whole.
+    notes = analysis.machine_changes(
+        store.read(asked.results, analysis.CHANGE_COLUMNS).frame, {run_id}
+    )
+    summary.tell(records, asked.results, notes, json=asked.json, interrupted=False)
     return exit_code(store.statuses(asked.results, run_id))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from bench import processes, store
+from bench import processes, sentinel, store
 from bench.environment import cgroup
 from bench.environment.fingerprints import machine_fingerprint, software_fingerprint
 from bench.facts import DeviceFacts, DeviceState
@@ -108,7 +108,8 @@ def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> st
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         runner = Runner(ready, run_id, total, Path(scratch), watch)
         while (trial := schedule.next(done)) is not None:
-            watch.started(trial, len(done), total)
+            guards = sum(purpose == sentinel.PURPOSE for _, _, purpose in done)
+            watch.started(trial, len(done) - guards, len(ready.cases) * ready.plan.repeats)
             record = runner.attempt(trial)
             store.append(folder, record, index)
             index += 1
@@ -172,7 +173,9 @@ class Runner(Struct, frozen=True):
         )
 
     def _device(self, case: Case) -> DeviceFacts | None:
-        return next((d for d in self.ready.survey.devices if d.device == case.device), None)
+        survey = self.ready.survey
+        here = [*survey.devices, *([survey.host] if case == sentinel.CASE else [])]
+        return next((d for d in here if d.device == case.device), None)
 
     def _in_a_process(self, trial: Trial, log: Path, *, fresh: bool) -> Outcome:
         case, budget = trial.case, trial.budget or self.ready.plan.budget
@@ -185,6 +188,7 @@ class Runner(Struct, frozen=True):
             started=time.monotonic(),
             log=str(log),
             root=os.getpid(),
+            cores=sorted(os.sched_getaffinity(0)),
             idle_power_w=device.idle_power_w if device else None,
         )
         kills = cgroup.oom_kills()

@@ -195,9 +195,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     stop_reason: Annotated[
         str | None, doc("`target_reached`, `max_seconds`, `max_samples` or `all_epochs`")
     ] = None
-    target_reached: Annotated[
-        bool | None, doc("sampling stopped because the interval was as narrow as asked for")
-    ] = None
+    target_reached: Annotated[bool | None, doc("the interval is as narrow as asked for")] = None
     window_s: Annotated[
         list[float] | None, doc("windows in which interference was judged: seconds of each")
     ] = None
@@ -222,10 +220,11 @@ class Measurement(Struct, frozen=True, kw_only=True):
         doc("seconds of each request, host input to host output, copies included"),
     ] = None
     latency_device_p50_ms: Annotated[
-        float | None, doc("median of the device's own time a request, copies to it included")
+        float | None,
+        doc("median time between a request's first and last work on the device, gaps included"),
     ] = None
-    latency_disturbed_requests: Annotated[
-        int | None, doc("requests in disturbed windows; percentiles keep them")
+    latency_marks: Annotated[
+        list[str] | None, doc("as sample_marks, of each request; percentiles keep them all")
     ] = None
     data_wait_s: Annotated[
         float | None, doc("seconds per step spent waiting for the next batch (real data, training)")
@@ -296,7 +295,8 @@ class Record(Struct, frozen=True, kw_only=True):
     case_id: Annotated[str, doc("readable name of the case; names a series in time")]
     round: Annotated[int, doc("which repetition, from 1")]
     purpose: Annotated[
-        str, doc("why it was tried: `grid`, or `sentinel`: first and last of every run")
+        str,
+        doc("why it was tried: `grid` for a case, `sentinel` for the fixed work first and last"),
     ]
     started_at: Annotated[datetime, doc("UTC")]
     seconds: Annotated[float, doc("wall seconds of the whole try, process start included")]
@@ -331,7 +331,8 @@ WARNINGS = {
     "target_not_reached": "the interval is wider than asked for; give it more time",
     "not_steady": "the speed never settled or drifted while measured; no interval would be honest",
     "two_state": "the speed has two states, and no interval would be honest; see samples_s",
-    "contaminated": "others disturbed more than half of the time: not a clean number",
+    "contaminated": "others disturbed more than half of the time: not a clean number, no interval",
+    "latency_contaminated": "others disturbed most requests; percentiles keep all of them",
     "power_limited": "power or temperature capped the device's clocks: a state, not a disturbance",
     "shared_device": "other processes computed on the device before this run",
     "samples_left_out": "samples that others disturbed are left out (sample_marks says by what)",
@@ -355,6 +356,7 @@ class Column(Struct, frozen=True):
     nullable: bool
     description: str
     path: tuple[str, ...]
+    default: Any = msgspec.NODEFAULT  # what a record from before the column means by its absence
     fingerprint: Fingerprint | None = None  # the one that is made of it
 
     def value(self, noun: Struct) -> Any:
@@ -385,7 +387,8 @@ def _walk(struct: type[Struct], path: tuple[str, ...], prefix: str) -> Iterator[
             continue
         kind, nullable = _plain(hint)
         text, fingerprint = meta.description or "", (meta.extra or {}).get("fingerprint")
-        yield Column(prefix + field.name, kind, nullable, text, here, fingerprint)
+        name = prefix + field.name
+        yield Column(name, kind, nullable, text, here, field.default, fingerprint)
 
 
 def _plain(hint: Any) -> tuple[Any, bool]:

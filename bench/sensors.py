@@ -12,14 +12,17 @@ import contextlib
 import os
 import resource
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 from msgspec import Struct
 
-# A window counts as disturbed from this share of the time of the cores we may use. A kernel's
-# and a system's own threads take up to 6 % of half a second now and then (seen).
-TOLERATED_SHARE = 0.08
+# A window counts as disturbed when others took more than this much of one core, however many
+# there are: threads that share work wait for the slowest. Less is what a kernel's and a system's
+# own threads take now and then (seen: 0.11 of a core over half a second).
+TOLERATED_CORES = 0.12
+TOLERATED_STALL = 0.05  # share of the time in which nothing ran for want of memory
 TOLERATED_FAULTS_PER_S = 20.0  # major faults of the worker; each waits for a disk
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -111,14 +114,14 @@ class Seen(Struct, frozen=True):
             after.involuntary_switches - before.involuntary_switches,
         )
 
-    def disturbance(self, cores: int) -> str | None:
-        """The first thing that took more than is tolerated of `cores` cores, in a word."""
-        tolerated = max(TOLERATED_SHARE * self.seconds * cores, 2 * cores * TICK_S)
+    def disturbance(self) -> str | None:
+        """The first thing that took more than is tolerated, in a word."""
+        tolerated = TOLERATED_CORES * self.seconds
         if (self.foreign_s or 0.0) > tolerated:
             return "foreign"
         if (self.steal_s or 0.0) > tolerated:
             return "steal"
-        if (self.memory_stall_s or 0.0) > TOLERATED_SHARE * self.seconds:
+        if (self.memory_stall_s or 0.0) > TOLERATED_STALL * self.seconds:
             return "memory_stall"
         if self.major_faults > TOLERATED_FAULTS_PER_S * self.seconds:
             return "major_faults"
@@ -128,8 +131,8 @@ class Seen(Struct, frozen=True):
 class HostWatch:
     """Looks for interference between samples; `seen` keeps every window."""
 
-    def __init__(self, root: int) -> None:
-        self.root, self.cores = root, os.sched_getaffinity(0)
+    def __init__(self, root: int, cores: Iterable[int]) -> None:
+        self.root, self.cores = root, set(cores)
         self.last: Reading | None = None
         self.seen: list[Seen] = []
 
@@ -140,7 +143,7 @@ class HostWatch:
         if before is None:
             return None
         self.seen.append(Seen.between(before, now))
-        return self.seen[-1].disturbance(len(self.cores))
+        return self.seen[-1].disturbance()
 
 
 def _gain(before: float | None, after: float | None) -> float | None:

@@ -8,8 +8,14 @@ each a few hundredths of a second on one core.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from bench.schema import Budget, Case
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PURPOSE = "sentinel"
 CASE = Case(model="sentinel", threads=1)
@@ -20,6 +26,11 @@ CHANGED = 0.05  # a machine whose sentinel differs by more between first and las
 SIDE = 768  # of the square matrices
 COPIED_BYTES = 2**26  # more than caches hold
 TURNS = 200_000  # of the Python loop
+
+
+def without(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records of cases."""
+    return frame[frame["purpose"] != PURPOSE]
 
 
 def make_step() -> Callable[[], None]:
@@ -42,9 +53,24 @@ def make_step() -> Callable[[], None]:
     return step
 
 
-def change(first: float | None, last: float | None) -> str | None:
-    """What the sentinel's speeds at a run's start and end say of the machine; None: nothing."""
+class Speed(Struct, frozen=True):
+    """Rounds a second of one sentinel, with its interval; None where unknown."""
+
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+def change(start: Speed, end: Speed) -> str | None:
+    """What the sentinel's speeds at a run's start and end say of the machine; None: nothing.
+
+    Intervals that overlap say that the difference may be noise.
+    """
+    first, last = start.rate, end.rate
     if not first or not last or abs(last / first - 1) <= CHANGED:
+        return None
+    before, after = (start, end) if last > first else (end, start)
+    if before.high is not None and after.low is not None and before.high >= after.low:
         return None
     way = "slower" if last < first else "faster"
     return (

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bench import sentinel
 from bench.errors import CannotStore, NothingToReport, WrongUse
 from bench.schema import SCHEMA_VERSION, Record, columns
 
@@ -169,14 +170,15 @@ def _conform(path: Path, schema: pa.Schema) -> pa.Table:
             f"written with schema {newest}, this version reads up to {SCHEMA_VERSION}; "
             "upgrade resnet-bench to read it"
         )
-    lacking = [f.name for f in schema if not f.nullable and f.name not in table.column_names]
-    if lacking:
-        raise _Unusable(f"not a whole record, it lacks {lacking[0]}")
+    absent = {c.name: c.default for c in columns() if c.name not in table.column_names}
+    for field in schema:
+        if not field.nullable and absent.get(field.name) is msgspec.NODEFAULT:
+            raise _Unusable(f"not a whole record, it lacks {field.name}")
     try:
         parts = [
             table[f.name].cast(f.type)
             if f.name in table.column_names
-            else pa.nulls(len(table), f.type)
+            else _filled(absent[f.name], len(table), f)
             for f in schema
         ]
         # Nullability is a promise of the writer; a reader takes what older files hold.
@@ -184,6 +186,13 @@ def _conform(path: Path, schema: pa.Schema) -> pa.Table:
         return pa.table(parts, schema=pa.schema(fields))
     except pa.ArrowException as error:
         raise _Unusable(f"a column has another type ({str(error).splitlines()[0][:80]})") from error
+
+
+def _filled(default: Any, count: int, field: pa.Field) -> pa.Array:
+    """A column older than the file: what was not measured is null, a case was the default one."""
+    import pyarrow as pa
+
+    return pa.array([None if field.nullable else default] * count, field.type)
 
 
 Key = tuple[str, int, str]
@@ -212,7 +221,7 @@ def unfinished_run(
 def statuses(folder: Path, run_id: str) -> set[str]:
     """The statuses of a run's cases, its sentinel not included."""
     frame = read(folder, ["run_id", "status", "purpose"]).frame
-    return set(frame[(frame["run_id"] == run_id) & (frame["purpose"] == "grid")]["status"])
+    return set(sentinel.without(frame[frame["run_id"] == run_id])["status"])
 
 
 def next_index(folder: Path, run_id: str) -> int:

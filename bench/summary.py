@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from bench import sentinel, words
+from bench import words
 from bench.schema import WARNINGS, Record
 from bench.stats.spread import spread
 
@@ -33,20 +33,22 @@ def print_plan(ready: Ready) -> None:
     print(f"{len(ready.cases)} cases{rounds}, {runnable} can run here; nothing was measured.")
 
 
-def tell(records: list[Record], folder: Path, *, json: bool, interrupted: bool) -> None:
-    """The table and the warnings in plain words; one line on standard error beside --json."""
+def tell(
+    records: list[Record], folder: Path, notes: list[str], *, json: bool, interrupted: bool
+) -> None:
+    """The table and the warnings in plain words; one line on standard error beside --json.
+
+    `records` are those made now, the sentinel's not among them; `notes` are sentences
+    about the whole run.
+    """
     out = sys.stderr if json else sys.stdout
-    guards = [r for r in records if r.purpose == sentinel.PURPOSE]
-    records = [r for r in records if r.purpose != sentinel.PURPOSE]
     if records and not json:
         table(records, out)
         explain(records, out)
         for sentence in deterministic_costs(records):
             print(sentence, file=out)
-    if len(guards) > 1:
-        rates = [r.measurement.throughput_images_per_s for r in guards]
-        if said := sentinel.change(rates[0], rates[-1]):
-            print(said, file=out)
+    for note in notes:
+        print(note, file=out)
     done = len(records)
     if interrupted:
         print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -119,9 +119,9 @@ class Fed:
         self.images += len(target)
         self.corrupt += corrupt
 
-    def split(self, skip: int) -> tuple[float, float, float]:
-        """Mean seconds a step of waiting, copying and computing, without the first `skip` steps."""
-        kept = self.marks[skip:]
+    def split(self, steps: Sequence[int]) -> tuple[float, float, float]:
+        """Mean seconds a step of waiting, copying and computing, over these steps."""
+        kept = [self.marks[step] for step in steps]
         seconds = self.device.seconds
         return (
             statistics.fmean(m.wait_s for m in kept),
@@ -129,9 +129,9 @@ class Fed:
             statistics.fmean(seconds(m.computing, m.done) for m in kept),
         )
 
-    def boundaries(self, skip: int) -> int:
-        """How many times an epoch ended and another began after the first `skip` steps."""
-        return self.marks[-1].epoch - self.marks[skip - 1].epoch
+    def boundaries(self, steps: Sequence[int]) -> int:
+        """With how many of these steps an epoch began. The very first step is none of them."""
+        return sum(self.marks[step].epoch != self.marks[step - 1].epoch for step in steps)
 
 
 def accuracy(

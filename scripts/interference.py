@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from multiprocessing.synchronize import Event
 
@@ -39,7 +40,7 @@ class Disturber:
     """Watches as HostWatch does, and has foreigners run during every third window."""
 
     def __init__(self, step: Step, on: Event) -> None:
-        self.host, self.on, self.step = HostWatch(os.getpid()), on, step
+        self.host, self.on, self.step = HostWatch(os.getpid(), os.sched_getaffinity(0)), on, step
         self.steps = 0
         self.windows: list[tuple[int, bool]] = []  # steps at its end, whether it was quiet
 
@@ -84,19 +85,20 @@ def disturbed(seconds: float, on: Event) -> None:
         f"{reference / statistics.fmean(samples):.4f}",
         flush=True,
     )
+    sys.exit(not 0.98 <= reference / statistics.fmean(taken.kept_s) <= 1.02)
 
 
 def loaded(seconds: float) -> None:
     """Loaders and training compete for the same cores."""
     work = workload.compose(LOADED)
-    watch = HostWatch(os.getpid())
+    watch = HostWatch(os.getpid(), os.sched_getaffinity(0))
     taken = Loop(work.device, budget(seconds), watch=watch).throughput(work.step, work.cycle)
     print(
         f"{CORES} loader workers of our own: {taken.marks.count('foreign')} of {len(taken.marks)} "
         "samples marked as disturbed by foreign processes (wanted 0)",
         flush=True,
     )
-    os._exit(0)  # loaders need no goodbye
+    os._exit("foreign" in taken.marks)  # loaders need no goodbye
 
 
 def budget(seconds: float) -> msgspec.Struct:
@@ -114,12 +116,15 @@ def main() -> None:
     spinning = [context.Process(target=spin, args=(on,), daemon=True) for _ in range(CORES)]
     for process in spinning:
         process.start()
+    kept = True
     for target, arguments in ((disturbed, (options.seconds, on)), (loaded, (options.seconds,))):
         child = context.Process(target=target, args=arguments)
         child.start()
         child.join()
+        kept = kept and child.exitcode == 0
     for process in spinning:
         process.terminate()
+    sys.exit(not kept)
 
 
 if __name__ == "__main__":

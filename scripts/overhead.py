@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing.forkserver
+import os
 import statistics
 import subprocess
 import sys
@@ -84,9 +85,14 @@ class Alternating:
 def loop_against_bare(case: Case, seconds: float) -> list[float]:
     """Seconds of a sample of the harness's loop ÷ of a bare loop, alternating in this process."""
     from bench import workload
+    from bench.energy import Spent
     from bench.measure import Loop
+    from bench.observe import Watch
+    from bench.sensors import HostWatch
 
     work = workload.compose(case)
+    host = HostWatch(os.getpid(), os.sched_getaffinity(0))
+    watch = Watch(host, work.device, Spent(work.device.meter()))
     device = Alternating(work.device, work.step)
     budget = msgspec.structs.replace(
         BUDGETS["quick"],
@@ -95,7 +101,7 @@ def loop_against_bare(case: Case, seconds: float) -> list[float]:
         # Of the loop's own samples. The bare ones run for about half as long beside them.
         max_seconds=seconds * 2 / 3,
     )
-    taken = Loop(device, budget).throughput(device.counted)
+    taken = Loop(device, budget, watch=watch).throughput(device.counted)
     # Samples 0, 2, 4, ... of the loop follow its first step and its trial step, which are calls
     # 1-4 of synchronize: so the bare samples precede the loop's samples 1, 3, 5, ...
     own, bare = taken.samples_s[0::2], device.bare_s[1:]
@@ -154,6 +160,7 @@ def one_more_case(cases: int = 8) -> None:
             [*command, "--results", folder], check=True, capture_output=True, text=True
         )
     records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = [r for r in records if r["purpose"] == "grid"]
     setups = [r["setup_s"] for r in records[1:]]
     began = datetime.fromisoformat(records[0]["started_at"]).timestamp() + records[0]["setup_s"]
     print(

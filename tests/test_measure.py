@@ -136,7 +136,8 @@ def test_full_epochs_are_timed_without_what_comes_between() -> None:
         rig.now += 1000.0
 
     loop = Loop(rig, BUDGET, told.append, rig.clock)
-    taken, steps = loop.epochs(epoch, test, 2)
+    taken, steps, marks = loop.epochs(epoch, test, 2)
+    assert marks == ["", ""]
     assert taken == pytest.approx([50.0, 50.0])
     assert steps == 100
     assert len(told) >= 8
@@ -208,14 +209,18 @@ def test_disturbed_windows_stay_in_the_file_and_are_left_out() -> None:
     assert 1.0 in taken.samples_s
     assert taken.left_out == taken.marks.count("foreign") > 0
     assert taken.estimate(0.02).seconds_per_step == pytest.approx(0.5)
+    # The steps that count are those of the samples that do: one each, after two single ones.
+    assert taken.kept_steps == [2 + i for i, s in enumerate(taken.samples_s) if s == 0.5]
 
 
 def test_more_than_half_disturbed_is_not_a_clean_number() -> None:
     """Nothing is left out then, and the run still ends."""
     rig = Rig([0.5])
     taken = Loop(rig, BUDGET, clock=rig.clock, watch=Marks(1)).throughput(rig.step)
-    assert taken.mostly_disturbed
-    assert taken.estimate(0.02).seconds_per_step == pytest.approx(0.5)
+    found = taken.estimate(0.02)
+    assert found.seconds_per_step == pytest.approx(0.5)
+    assert found.codes == ["contaminated"]
+    assert found.interval is None
     assert sum(taken.samples_s) <= 2 * BUDGET.max_seconds + 1
 
 

@@ -132,13 +132,14 @@ def test_bad_files_are_named_and_passed_over(bench: Bench, tmp_path: Path) -> No
 
 
 def test_an_older_file_without_a_column_reads_as_null(tmp_path: Path) -> None:
-    """Columns that came later are null, not an error."""
+    """What came later was not measured; a field of the case that came later had its default."""
     write(tmp_path, record())
     path = next(tmp_path.glob("*.parquet"))
-    pq.write_table(pq.read_table(path).drop_columns(["model_bytes"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["model_bytes", "deterministic"]), path)
     frame = store.read(tmp_path).frame
     assert len(frame) == 1
     assert frame["model_bytes"].isna().all()
+    assert frame["deterministic"].tolist() == [False]
 
 
 def test_folders_of_two_machines_merge_by_copying(tmp_path: Path) -> None:

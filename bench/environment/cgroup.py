@@ -35,7 +35,7 @@ def cpu_limit_cores() -> float | None:
     limits = []
     for file in _files("cpu", "cpu.max", "cpu.cfs_quota_us"):
         quota, _, period = (read(file) or "").partition(" ")
-        period = period or read(file.replace("quota", "period")) or ""
+        period = period or read(file.removesuffix("quota_us") + "period_us") or ""
         if quota.isdigit() and period.isdigit() and int(period):
             limits.append(int(quota) / int(period))
     return min(limits, default=None)

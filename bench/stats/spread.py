@@ -17,17 +17,19 @@ class Spread(Struct, frozen=True):
 
     processes: int
     mean: float
-    half_width: float | None  # of the 95 % t interval of the mean, between processes; a share
+    half_width: float | None  # of the 95 % t interval between processes, of the logarithm: a share
     between: float | None  # standard deviation between processes; a share
     within: float | None  # median of the half-widths stated inside the processes; a share
 
 
 def spread(values: Sequence[float], within: Sequence[float | None]) -> Spread:
-    """`values`: one a process, at least one. `within`: each one's own relative half-width."""
+    """Of positive `values`, one a process, and `within`, each one's own relative half-width."""
     mean, count = statistics.fmean(values), len(values)
     known = [w for w in within if w is not None and not math.isnan(w)]
     deviation = statistics.stdev(values) / mean if count > 1 else None
     half = None
     if deviation is not None and count >= FEWEST_PROCESSES:
-        half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+        # Of logarithms, so that no interval reaches below 0.
+        error = statistics.stdev(map(math.log, values)) / math.sqrt(count)
+        half = float(stdtrit(count - 1, 0.975)) * error
     return Spread(count, mean, half, deviation, statistics.median(known) if known else None)
