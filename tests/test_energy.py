@@ -166,11 +166,13 @@ def test_a_record_holds_the_joules_of_an_image(bench: Bench, tmp_path: Path, ima
         assert record["status"] == "measured"
         assert record["energy_source"] == "made up"
         assert record["idle_power_w"] == pytest.approx(20, rel=0.2)
-        rate = record["throughput_images_per_s"]
+        # Of all samples: the throughput leaves out those that others disturbed.
+        images = record["batch_size"] * record["steps_per_sample"] * len(record["samples_s"])
+        rate = images / sum(record["samples_s"])
         # One busy thread is 100 W above idle; less where other processes take its core.
-        assert 30 < record["energy_j_per_image"] * rate < 130
+        assert 20 < record["energy_j_per_image"] * rate < 150
         idle = record["energy_total_j_per_image"] - record["energy_j_per_image"]
-        assert idle * rate == pytest.approx(record["idle_power_w"], rel=0.3)
+        assert idle * rate == pytest.approx(record["idle_power_w"], rel=0.5)
 
 
 @pytest.mark.slow

@@ -145,14 +145,14 @@ def test_a_killed_worker_is_one_failed_record(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_hung_case_is_killed_at_its_timeout(tmp_path: Path) -> None:
     """A stopped worker answers nothing; it becomes `timeout` and the next case runs."""
-    arguments = [*LONG[:-3], "2", "--task", "infer", "--batch-size", "1,2", "--timeout", "15"]
+    arguments = [*LONG[:-3], "2", "--task", "infer", "--batch-size", "1,2", "--timeout", "12"]
     with started(tmp_path, "run", *arguments) as process:
         worker = worker_of(process)
         worker.suspend()
         out, _ = process.communicate(timeout=120)
         assert not worker.is_running()
     assert process.returncode == 4
-    assert "killed after 15 s" in out
+    assert "killed after 12 s" in out
     assert statuses(tmp_path / "reports" / "data") == {1: "timeout", 2: "measured"}
 
 
