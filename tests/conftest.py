@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+# Two tests run at once on two cores: threads of one would only wait for those of the other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The smallest case that is still a ResNet: seconds, not minutes.
 TINY = ["--plan", "one", "--model", "resnet18", "--image-size", "32", "--max-seconds", "0.3"]
 
