@@ -50,12 +50,18 @@ class Waits(Protocol):
 class Watch(Protocol):
     """What looks for interference between samples."""
 
+    def restart(self) -> None:
+        """A window begins now; what was before is nobody's."""
+
     def since_last(self) -> str | None:
-        """What disturbed the time since the last call, in a word; None: nothing did."""
+        """What disturbed the window that ends now, in a word (None: nothing); the next begins."""
 
 
 class Blind:
     """Sees nothing."""
+
+    def restart(self) -> None:
+        """Nothing begins."""
 
     def since_last(self) -> str | None:
         """Nothing."""
@@ -255,7 +261,7 @@ class Loop(Struct, frozen=True):
             taken.append(self.clock() - start)
             windows.close(len(taken))
             after()
-            self.watch.since_last()  # what happened meanwhile is nobody's epoch
+            windows.restart()
         return taken, steps, windows.marks
 
 
@@ -265,7 +271,11 @@ class Windows:
     def __init__(self, loop: Loop) -> None:
         self.clock, self.watch = loop.clock, loop.watch
         self.marks: list[str] = []
-        self.watch.since_last()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a window; the time since the last one belongs to no sample."""
+        self.watch.restart()
         self.began = self.clock()
 
     def ended(self, count: int) -> bool:

@@ -12,8 +12,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     """Parent → worker: run this.
 
     `started` is time.monotonic() before the process was asked for; `root` is the
-    process whose tree is ours, everything else is foreign; `cores` are those we may
-    use (the worker cannot ask: OpenMP may have bound the thread that asks).
+    process whose tree is ours, everything else is foreign.
     """
 
     case: Case
@@ -22,7 +21,6 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     started: float
     log: str
     root: int
-    cores: list[int]
     idle_power_w: float | None = None
 
 

@@ -34,7 +34,7 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     unsettled = determinism.listen()
     work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
     spent = Spent(work.device.meter(), order.idle_power_w)
-    watch = Watch(sensors.HostWatch(order.root, order.cores), work.device, spent)
+    watch = Watch(sensors.HostWatch(order.root), work.device, spent)
     loop = Loop(work.device, order.budget, tell, watch=watch)
     peak_known = sensors.reset_peak_host_memory()
     found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
@@ -79,6 +79,11 @@ class Watch:
     def __init__(self, host: sensors.HostWatch, device: Device, spent: Spent) -> None:
         self.host, self.device, self.spent = host, device, spent
         self.limited = False
+
+    def restart(self) -> None:
+        """A window begins."""
+        self.spent.read()
+        self.host.restart()
 
     def since_last(self) -> str | None:
         """What disturbed either, the device first: it is asked while it is still warm."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -16,11 +17,11 @@ from msgspec import Struct
 from bench import processes, sentinel, store
 from bench.environment import cgroup
 from bench.environment.fingerprints import machine_fingerprint, software_fingerprint
-from bench.facts import DeviceFacts, DeviceState
+from bench.facts import DeviceFacts
 from bench.messages import Checked, Order, Outcome, Progress, Survey
 from bench.planning import Plan, Planned, asked_devices, expand, plan_hash
-from bench.schedules import Grid, Key, Schedule
-from bench.schema import Case, Record, Trial
+from bench.schedules import Grid, Schedule
+from bench.schema import Case, Key, Record, Trial
 
 LOG_KEPT = 2000  # characters of a failed worker's output that stay in its record
 
@@ -159,13 +160,7 @@ class Runner(Struct, frozen=True):
             case=trial.case,
             global_batch_size=trial.case.global_batch_size,
             budget=trial.budget or self.ready.plan.budget,
-            device_name=device.device_name if device else None,
-            device_class=device.device_class if device else None,
-            device_memory_bytes=device.memory_bytes if device else None,
-            driver=device.driver if device else None,
-            device_state=device.state if device else DeviceState(),
-            simulated=device.simulated if device else False,
-            idle_power_w=device.idle_power_w if device else None,
+            **_device_columns(device),
             machine_fingerprint=machine_fingerprint(environment, device),
             software_fingerprint=software_fingerprint(environment, device),
             environment=environment,
@@ -188,7 +183,6 @@ class Runner(Struct, frozen=True):
             started=time.monotonic(),
             log=str(log),
             root=os.getpid(),
-            cores=sorted(os.sched_getaffinity(0)),
             idle_power_w=device.idle_power_w if device else None,
         )
         kills = cgroup.oom_kills()
@@ -228,6 +222,21 @@ def _died(code: int | None, kills_before: int | None) -> Outcome:
             return Outcome(status="oom", reason="the kernel killed the worker: out of host memory")
         return Outcome(status="failed", reason=f"the worker was ended by {name}")
     return Outcome(status="failed", reason=f"the worker ended without an answer (exit code {code})")
+
+
+def _device_columns(device: DeviceFacts | None) -> dict[str, Any]:
+    """A device's part of a record; nothing where it is not here."""
+    if device is None:
+        return {}
+    return {
+        "device_name": device.device_name,
+        "device_class": device.device_class,
+        "device_memory_bytes": device.memory_bytes,
+        "driver": device.driver,
+        "device_state": device.state,
+        "simulated": device.simulated,
+        "idle_power_w": device.idle_power_w,
+    }
 
 
 def _device_warnings(device: DeviceFacts | None) -> list[str]:

@@ -11,9 +11,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from bench import sentinel
-from bench.schema import Case, Trial
-
-Key = tuple[str, int, str]
+from bench.schema import Case, Key, Trial
 
 
 class Schedule(Protocol):

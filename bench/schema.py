@@ -127,6 +127,9 @@ BUDGETS = {
 }
 
 
+Key = tuple[str, int, str]  # case_id, round, purpose
+
+
 class Trial(Struct, frozen=True, kw_only=True):
     """One try of a case; every try becomes one Record."""
 
@@ -136,7 +139,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     budget: Budget | None = None  # None: the plan's
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> Key:
         """What tells two tries of one run apart."""
         return (self.case.case_id, self.round, self.purpose)
 

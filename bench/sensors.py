@@ -9,14 +9,17 @@ are part of what is measured.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 from msgspec import Struct
+
+import bench
 
 # A window counts as disturbed when others took more than this much of one core, however many
 # there are: threads that share work wait for the slowest. Less is what a kernel's and a system's
@@ -74,9 +77,9 @@ class Reading(Struct, frozen=True):
     involuntary_switches: int
 
     @staticmethod
-    def take(root: int, cores: set[int]) -> Reading:
+    def take(root: int) -> Reading:
         """Read everything now. `root` is the process whose tree is ours."""
-        busy_s, steal_s = _cores_s(cores)
+        busy_s, steal_s = _cores_s(bench.CORES)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Reading(
             time.monotonic(),
@@ -114,9 +117,10 @@ class Seen(Struct, frozen=True):
             after.involuntary_switches - before.involuntary_switches,
         )
 
-    def disturbance(self) -> str | None:
-        """The first thing that took more than is tolerated, in a word."""
-        tolerated = TOLERATED_CORES * self.seconds
+    def disturbance(self, cores: int) -> str | None:
+        """The first thing that took more than is tolerated, in a word; seen on so many cores."""
+        # Counters go in ticks, a core's off by up to one at both ends, not all to one side.
+        tolerated = TOLERATED_CORES * self.seconds + 2 * TICK_S * math.sqrt(cores)
         if (self.foreign_s or 0.0) > tolerated:
             return "foreign"
         if (self.steal_s or 0.0) > tolerated:
@@ -131,26 +135,28 @@ class Seen(Struct, frozen=True):
 class HostWatch:
     """Looks for interference between samples; `seen` keeps every window."""
 
-    def __init__(self, root: int, cores: Iterable[int]) -> None:
-        self.root, self.cores = root, set(cores)
-        self.last: Reading | None = None
+    def __init__(self, root: int) -> None:
+        self.root = root
         self.seen: list[Seen] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """A window begins now."""
+        self.last = Reading.take(self.root)
 
     def since_last(self) -> str | None:
-        """What disturbed us since the last call; None if nothing, or at the first call."""
-        now, before = Reading.take(self.root, self.cores), self.last
-        self.last = now
-        if before is None:
-            return None
-        self.seen.append(Seen.between(before, now))
-        return self.seen[-1].disturbance()
+        """What disturbed the window that ends now; None if nothing. The next one begins."""
+        before = self.last
+        self.restart()
+        self.seen.append(Seen.between(before, self.last))
+        return self.seen[-1].disturbance(len(bench.CORES))
 
 
 def _gain(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else max(0.0, after - before)
 
 
-def _cores_s(cores: set[int]) -> tuple[float | None, float | None]:
+def _cores_s(cores: Collection[int]) -> tuple[float | None, float | None]:
     """Processor seconds of processes on these cores, and stolen seconds (proc_stat(5))."""
     busy = steal = 0.0
     found = False

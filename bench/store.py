@@ -18,7 +18,7 @@ import msgspec
 
 from bench import sentinel
 from bench.errors import CannotStore, NothingToReport, WrongUse
-from bench.schema import SCHEMA_VERSION, Record, columns
+from bench.schema import SCHEMA_VERSION, Key, Record, columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,7 +195,6 @@ def _filled(default: Any, count: int, field: pa.Field) -> pa.Array:
     return pa.array([None if field.nullable else default] * count, field.type)
 
 
-Key = tuple[str, int, str]
 KEY = ["case_id", "round", "purpose"]
 
 

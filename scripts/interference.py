@@ -19,12 +19,13 @@ from multiprocessing.synchronize import Event
 
 import msgspec
 
+import bench
 from bench import workload
 from bench.measure import Loop, Step, Throughput
 from bench.schema import BUDGETS, Case
 from bench.sensors import HostWatch
 
-CORES = len(os.sched_getaffinity(0))
+CORES = len(bench.CORES)
 CASE = Case(model="resnet18", image_size=64, batch_size=4)
 LOADED = msgspec.structs.replace(CASE, task="train", loader_workers=CORES, classes=10)
 
@@ -40,7 +41,7 @@ class Disturber:
     """Watches as HostWatch does, and has foreigners run during every third window."""
 
     def __init__(self, step: Step, on: Event) -> None:
-        self.host, self.on, self.step = HostWatch(os.getpid(), os.sched_getaffinity(0)), on, step
+        self.host, self.on, self.step = HostWatch(os.getpid()), on, step
         self.steps = 0
         self.windows: list[tuple[int, bool]] = []  # steps at its end, whether it was quiet
 
@@ -48,6 +49,10 @@ class Disturber:
         """The step given to the loop."""
         self.step()
         self.steps += 1
+
+    def restart(self) -> None:
+        """The first window begins."""
+        self.host.restart()
 
     def since_last(self) -> str | None:
         """The mark of the window that ends; begins the next one."""
@@ -91,7 +96,7 @@ def disturbed(seconds: float, on: Event) -> None:
 def loaded(seconds: float) -> None:
     """Loaders and training compete for the same cores."""
     work = workload.compose(LOADED)
-    watch = HostWatch(os.getpid(), os.sched_getaffinity(0))
+    watch = HostWatch(os.getpid())
     taken = Loop(work.device, budget(seconds), watch=watch).throughput(work.step, work.cycle)
     print(
         f"{CORES} loader workers of our own: {taken.marks.count('foreign')} of {len(taken.marks)} "

@@ -91,7 +91,7 @@ def loop_against_bare(case: Case, seconds: float) -> list[float]:
     from bench.sensors import HostWatch
 
     work = workload.compose(case)
-    host = HostWatch(os.getpid(), os.sched_getaffinity(0))
+    host = HostWatch(os.getpid())
     watch = Watch(host, work.device, Spent(work.device.meter()))
     device = Alternating(work.device, work.step)
     budget = msgspec.structs.replace(

@@ -190,6 +190,9 @@ class Marks:
     def __init__(self, every: int) -> None:
         self.every, self.calls = every, 0
 
+    def restart(self) -> None:
+        self.calls += 1
+
     def since_last(self) -> str | None:
         self.calls += 1
         return "foreign" if self.calls % self.every == 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import analysis, store
+from bench import analysis, store, summary
 from bench.errors import NothingToReport, WrongUse
 from bench.facts import DeviceState, Environment
 from bench.report import make
@@ -282,3 +283,14 @@ def test_rounds_show_the_spread_between_processes(tmp_path: Path) -> None:
     assert ">2.0 %<" in row
     assert "± 5.0 %" in row  # 4.303 x 2 % / sqrt(3)
     assert "Between processes and within" not in page(tmp_path / "one", record())
+
+
+def test_the_table_of_rounds_counts_those_measured() -> None:
+    """One row a case: mean, spread between processes, interval within one; lost rounds show."""
+    rounds = [record(rate=rate, round=n) for n, rate in enumerate((98.0, 102.0), start=1)]
+    lost = [record(Case(batch_size=8), round=1), record(Case(batch_size=8), status="oom", round=2)]
+    out = io.StringIO()
+    summary.table([*rounds, *lost], out)
+    first, second = out.getvalue().splitlines()[1:]
+    assert " ".join(first.split()[1:]) == "100 – 2.8 % ± 2.0 % – 2 of 2 measured"
+    assert " ".join(second.split()[1:]) == "100 – – ± 2.0 % – 1 of 2 measured"

@@ -26,14 +26,14 @@ def test_our_own_work_disturbs_nothing() -> None:
     """However busy all cores are."""
     seen = after()
     assert (seen.seconds, seen.foreign_s, seen.steal_s) == (0.5, 0.0, 0.0)
-    assert seen.disturbance() is None
+    assert seen.disturbance(2) is None
 
 
 @pytest.mark.parametrize(
     ("changed", "mark"),
     [
-        ({"busy_s": 101.05}, None),  # a tenth of one core: the system's own threads
-        ({"busy_s": 101.07}, "foreign"),
+        ({"busy_s": 101.08}, None),  # an eighth of one core, and a tick of each
+        ({"busy_s": 101.1}, "foreign"),
         ({"busy_s": 101.5}, "foreign"),  # one spinning process, whatever the number of cores
         ({"steal_s": 5.1}, "steal"),
         ({"memory_stall_s": 1.1}, "memory_stall"),
@@ -43,7 +43,13 @@ def test_our_own_work_disturbs_nothing() -> None:
 )
 def test_what_others_take_is_named(changed: dict[str, float], mark: str | None) -> None:
     """More than an eighth of one core, or stalls."""
-    assert after(**changed).disturbance() == mark
+    assert after(**changed).disturbance(2) == mark
+
+
+@pytest.mark.parametrize("cores", [2, 16, 64, 256])
+def test_one_spinning_process_counts_on_any_machine(cores: int) -> None:
+    """Threads that share work wait for the slowest."""
+    assert after(busy_s=101.5).disturbance(cores) == "foreign"
 
 
 def test_what_cannot_be_read_is_unknown_and_no_disturbance() -> None:
@@ -51,7 +57,7 @@ def test_what_cannot_be_read_is_unknown_and_no_disturbance() -> None:
     blind = Reading(10.0, None, None, None, None, 7, 100)
     seen = Seen.between(blind, Reading(10.5, None, None, None, None, 7, 100))
     assert (seen.foreign_s, seen.steal_s, seen.memory_stall_s) == (None, None, None)
-    assert seen.disturbance() is None
+    assert seen.disturbance(2) is None
 
 
 SPIN = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
@@ -67,8 +73,7 @@ def test_a_real_spinning_process_is_foreign_unless_it_is_ours(*, ours: bool) -> 
     spinning = subprocess.Popen([sys.executable, "-c", SPIN])
     try:
         root = os.getpid() if ours else stranger.pid
-        watch = HostWatch(root, os.sched_getaffinity(0))
-        watch.since_last()
+        watch = HostWatch(root)
         time.sleep(1.0)
         watch.since_last()
         foreign_s = watch.seen[0].foreign_s

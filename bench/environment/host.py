@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+import bench
 from bench.environment import cgroup
 from bench.environment.files import read
 
@@ -58,7 +58,7 @@ def cores_logical() -> int | None:
 
 def cores_usable() -> int:
     """Cores this process may use: affinity, and the quota of its cgroup rounded down."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(bench.CORES)
     limit = cgroup.cpu_limit_cores()
     return cores if limit is None else max(1, min(cores, int(limit)))
 

@@ -14,7 +14,9 @@ from typing import Literal
 from msgspec import Struct
 from scipy.special import stdtrit
 
-FEWEST_PAIRS = 3  # fewer say nothing about the spread between them
+from bench.stats.spread import FEWEST_PROCESSES
+
+FEWEST_PAIRS = FEWEST_PROCESSES  # each side of a pair is a process
 CONFIDENCE = 0.99
 
 Change = Literal["higher", "lower", "same", "inconclusive"]
