@@ -13,8 +13,9 @@ import msgspec
 import pandas as pd
 from msgspec import Struct
 
-from bench import selectors, sentinel
+from bench import selectors, sentinel, words
 from bench.errors import WrongUse
+from bench.schedules import FIT, SEARCH
 from bench.schema import Case
 from bench.selectors import CASE_FIELDS, as_text
 from bench.stats.spread import spread
@@ -41,6 +42,8 @@ OVER_ROUNDS = {
     "copy_s": "mean",
     "compute_s": "mean",
     "train_s": "mean",
+    "achieved_tflops": "mean",
+    "peak_share": "mean",
     "energy_j_per_image": "mean",
     "energy_total_j_per_image": "mean",
 }
@@ -95,16 +98,52 @@ def _between(rounds: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-CHANGE_COLUMNS = [
-    "run_id", "purpose", "round", "status", "reason",
+NOTE_COLUMNS = [
+    "run_id", "purpose", "round", "status", "reason", "case_id", "batch_size",
     "throughput_images_per_s", "throughput_ci_low", "throughput_ci_high",
 ]  # fmt: skip
+
+
+def cases(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records that are measurements of cases: no sentinel, no short tries of a search."""
+    return frame[~frame["purpose"].isin([sentinel.PURPOSE, FIT])]
+
+
+def largest_batches(frame: pd.DataFrame, runs: set[str]) -> list[str]:
+    """A sentence for each search of these runs: what fits, and which size is fastest.
+
+    frame: records of all purposes, with at least NOTE_COLUMNS.
+    """
+    rows = frame[frame["purpose"].isin([SEARCH, FIT]) & frame["run_id"].isin(runs)]
+    sizes = "b" + rows["batch_size"].astype(str)
+    names = [c.replace(f"/{b}/", "/b*/", 1) for c, b in zip(rows["case_id"], sizes, strict=True)]
+    return [_largest(str(name), tries) for (_, name), tries in rows.groupby(["run_id", names])]
+
+
+def _largest(name: str, tries: pd.DataFrame) -> str:
+    fits = tries[tries["status"] == "measured"]
+    if fits.empty:
+        return f"{name}: no batch size was found that runs: {tries['reason'].iloc[0]}"
+    most = int(fits["batch_size"].max())
+    more = tries[tries["batch_size"] > most].sort_values("batch_size")
+    why = "more was not tried: by its forecast it could take the memory others need"
+    if len(more):
+        row = more.iloc[0]
+        why = f"{int(row['batch_size']):,}: {row['status']}"
+    timed = fits[fits["purpose"] == SEARCH]
+    best = timed.sort_values("throughput_images_per_s").iloc[-1]
+    rate, low, high = (best[f"throughput_{x}"] for x in ("images_per_s", "ci_low", "ci_high"))
+    return (
+        f"{name}: the largest batch that fits is {most:,} ({why}); of the sizes 1, 2, 4, … the "
+        f"fastest is {int(best['batch_size']):,}: {words.rate(rate)} images/s "
+        f"{words.half_width(rate, low, high)}."
+    )
 
 
 def machine_changes(frame: pd.DataFrame, runs: set[str]) -> list[str]:
     """A sentence for each of these runs whose sentinel says that the machine changed.
 
-    frame: records of all purposes, with at least CHANGE_COLUMNS.
+    frame: records of all purposes, with at least NOTE_COLUMNS.
     """
     rows = frame[(frame["purpose"] == sentinel.PURPOSE) & frame["run_id"].isin(runs)]
     found = []
@@ -169,10 +208,35 @@ def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
 
 def _speedup(row: Row, measured: pd.DataFrame, chosen: pd.DataFrame, free: list[str]) -> Speedup:
     same = _alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
-    work = ["task", "model", "image_size", "data", "batch_size", "device", "epochs"]
+    work = ["task", "model", "image_size", "data", "batch_size", "device", "epochs", "world_size"]
     rivals = _alike(measured, row, [*work, "machine_fingerprint"])
     rivals = rivals[rivals["precision"] == "fp32"].sort_values("throughput_images_per_s")
     return Speedup(row, _ratio(row, same), _ratio(row, rivals))
+
+
+class Scaling(Struct, frozen=True):
+    """Several devices against one: `efficiency` is images/s ÷ (devices × images/s of one)."""
+
+    row: Row
+    efficiency: Ratio | None
+
+
+def scalings(rows: pd.DataFrame) -> list[Scaling]:
+    """Each measured row of several devices against the row that differs only in how many."""
+    measured = rows[rows["status"] == "measured"]
+    free = [*(f for f in CASE_FIELDS if f != "world_size"), "machine_fingerprint", "device_name"]
+    alone = measured[measured["world_size"] == 1]
+    return [
+        Scaling(row, _efficiency(row, _alike(alone, row, free)))
+        for row in measured[measured["world_size"] > 1].to_dict("records")
+    ]
+
+
+def _efficiency(row: Row, one: pd.DataFrame) -> Ratio | None:
+    found = _ratio(row, one)
+    if found is None:
+        return None
+    return Ratio(found.other_id, found.value / row["world_size"], found.relative_half_width)
 
 
 def _ratio(row: Row, others: pd.DataFrame) -> Ratio | None:

@@ -73,8 +73,8 @@ _METAVARS = {
     "--min-effect": "2%",
     "--fail-if-slower": "3%",
     "--budget": "NAME",
-    **dict.fromkeys(("--batch-size", "--image-size", "--threads", "--seed"), "N,…"),
-    **dict.fromkeys(("--loader-workers", "--epochs", "--classes"), "N,…"),
+    **dict.fromkeys(("--batch-size", "--world-size", "--image-size", "--threads"), "N,…"),
+    **dict.fromkeys(("--loader-workers", "--epochs", "--classes", "--seed"), "N,…"),
     **dict.fromkeys(("--task", "--model", "--device", "--precision", "--engine"), "NAME,…"),
     **dict.fromkeys(("--recipe", "--memory-format", "--weights", "--data"), "NAME,…"),
 }
@@ -112,7 +112,12 @@ def run_command(
     ] = None,
     amp: Annotated[bool, option("--amp", panel=WHAT, text="Short for --precision amp.")] = False,
     batch_size: Annotated[
-        list[str] | None, option("--batch-size", panel=WHAT, text="Images per device and step.")
+        list[str] | None,
+        option("--batch-size", panel=WHAT, text="Images per device and step; auto: the largest."),
+    ] = None,
+    world_size: Annotated[
+        list[str] | None,
+        option("--world-size", panel=WHAT, text="Devices that train together (DDP, torchrun)."),
     ] = None,
     image_size: Annotated[
         list[str] | None, option("--image-size", panel=WHAT, text="Side in pixels, 32 or more.")
@@ -205,7 +210,7 @@ def run_command(
         "batch_size": batch_size, "image_size": image_size, "engine": engine, "data": data,
         "loader_workers": loader_workers, "recipe": recipe, "memory_format": memory_format,
         "weights": weights, "threads": threads, "seed": seed, "epochs": epochs,
-        "classes": classes,
+        "classes": classes, "world_size": world_size,
     }  # fmt: skip
     if amp and precision:
         raise WrongUse("--amp means --precision amp; give one of them, not both.")

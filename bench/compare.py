@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from bench import selectors, sentinel, store, verdicts, words
+from bench import analysis, selectors, store, verdicts, words
 from bench.errors import NothingToReport, WrongUse
 from bench.verdicts import Side, Verdict
 
@@ -38,7 +38,7 @@ def execute(asked: Request) -> int:
     found = store.read_some(asked.results)
     for sentence in found.passed_over:
         print(f"Note: {sentence}", file=sys.stderr)
-    grid = sentinel.without(found.frame)
+    grid = analysis.cases(found.frame)
     if grid.empty:
         raise NothingToReport(f"No record of a case in {asked.results}; measure first: bench run.")
     judged = verdicts.compare(grid, a, b, asked.min_effect)

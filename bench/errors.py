@@ -6,6 +6,7 @@ BenchError            a sentence for the person at the keyboard
 ├── NothingToReport   the results folder holds no usable record           (exit 3)
 └── CannotStore       a record could not be written, e.g. a full disk     (exit 4)
 Unproven              a case ran but is not what it claims; becomes `failed`
+DeviceLost            the device is gone; becomes `failed`
 Refused               a case cannot run here; becomes a `skipped` record
 """
 
@@ -50,6 +51,10 @@ class CannotStore(BenchError):
 
 class Unproven(Exception):
     """A case ran, but what ran is not what its precision claims."""
+
+
+class DeviceLost(Exception):
+    """The device went away while a case ran."""
 
 
 class Refused(Exception):

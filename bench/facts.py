@@ -47,8 +47,14 @@ class DeviceState(Struct, frozen=True, kw_only=True):
     application_memory_clock_mhz: Annotated[
         int | None, doc("the same for the memory", "software")
     ] = None
+    clocks_locked: Annotated[
+        bool | None, doc("a clock setting, not the load, decided the SM clock when looked at")
+    ] = None
     persistence_mode: Annotated[
         bool | None, doc("the driver stays loaded without a client", "software")
+    ] = None
+    compute_mode: Annotated[
+        str | None, doc("`default`, or `exclusive_process`: one process at a time", "software")
     ] = None
     ecc: Annotated[bool | None, doc("memory has error correction switched on", "software")] = None
     vbios: Annotated[str | None, doc("version of the GPU's firmware", "software")] = None
@@ -60,6 +66,35 @@ class DeviceState(Struct, frozen=True, kw_only=True):
         int | None, doc("highest generation of GPU and slot", "software")
     ] = None
     pcie_width_max: Annotated[int | None, doc("most lanes of GPU and slot", "software")] = None
+
+
+class DeviceReading(Struct, frozen=True, kw_only=True):
+    """What a device's driver says at one moment; all None for a CPU.
+
+    `clock_reasons` are words for what holds the clocks down, empty for nothing.
+    """
+
+    utilization_percent: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    clock_reasons: list[str] | None = None
+    memory_used_bytes: int | None = None
+    memory_own_bytes: int | None = None
+    memory_others_bytes: int | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """The hardware protects itself; no steady state is like that."""
+        return any("hardware" in r or r == "power_brake" for r in self.clock_reasons or ())
+
+    @property
+    def capped(self) -> bool:
+        """Power or temperature is at its limit: a state some devices live in."""
+        return bool({"power_cap", "thermal_cap"} & set(self.clock_reasons or ()))
 
 
 class DeviceFacts(Struct, frozen=True, kw_only=True):

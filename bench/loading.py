@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from msgspec import Struct
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler, Subset
 
 from bench.data import Images, Source
 from bench.errors import Refused
@@ -65,6 +65,14 @@ def collate(items: list[tuple[torch.Tensor, int, list[str]]]) -> Batch:
     return torch.stack(images), torch.tensor(labels), [name for names in corrupt for name in names]
 
 
+def place_among_ranks() -> tuple[int, int]:
+    """This process's rank and how many there are: 0 of 1 where it works alone."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
 class Loaders(Struct, frozen=True):
     """Makes the case's DataLoaders. `pin`: host memory is pinned for asynchronous copies."""
 
@@ -96,12 +104,15 @@ class Loaders(Struct, frozen=True):
     def _workers(self) -> int:
         return self.case.loader_workers or 0
 
-    def _order(self, images: Dataset[Any]) -> RandomSampler:
-        """Shuffled by a generator of its own.
+    def _order(self, images: Dataset[Any]) -> Sampler[int]:
+        """Shuffled by a generator of its own; of several ranks, each has its share.
 
         The loader draws from its generator too, once an epoch or once for all
         depending on its workers; sharing it would make the order depend on them.
         """
+        rank, ranks = place_among_ranks()
+        if ranks > 1:
+            return DistributedSampler(images, ranks, rank, seed=self.case.seed)
         generator = torch.Generator().manual_seed(self.case.seed)
         return RandomSampler(images, generator=generator)  # type: ignore[arg-type]
 
@@ -145,6 +156,8 @@ class Endless:
     def __next__(self) -> Batch:
         for batch in self.epoch:
             return batch
+        if isinstance(self.batches.sampler, DistributedSampler):
+            self.batches.sampler.set_epoch(self.turns)  # another order every epoch
         self.epoch = iter(self.batches)
         self.turns += 1
         return next(self.epoch)

@@ -6,11 +6,12 @@ synchronise, read the clock.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -31,6 +32,7 @@ from bench.stats.stopping import StopReason, enough
 LEAST_SAMPLE_S = 0.05
 WINDOW_S = 0.5  # interference is judged over so long: steal time ticks every 10 ms
 TELL_EVERY_S = 1.0
+CLOCKS_AGREE = 0.05  # a device's clock and the wall clock, over the same steps
 
 Clock = Callable[[], float]
 Step = Callable[[], None]
@@ -40,8 +42,16 @@ Epoch = Callable[[Callable[[], None]], int]  # calls its argument after each ste
 class Waits(Protocol):
     """What the loop needs of a device."""
 
+    asynchronous: bool  # steps are enqueued; the device has a time of its own
+
     def synchronize(self) -> None:
         """Block until everything enqueued has run."""
+
+    def mark(self) -> Any:
+        """A mark in the device's queue."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks; only after a synchronise."""
 
     def reset_peak(self) -> None:
         """Start a new high-water mark of device memory."""
@@ -92,6 +102,7 @@ class Throughput(Struct, frozen=True):
     marks: list[str]
     settled: bool
     stop_reason: StopReason
+    device_steps_s: list[float] = []  # of each step, where the device has a time of its own
 
     @property
     def left_out(self) -> int:
@@ -116,6 +127,19 @@ class Throughput(Struct, frozen=True):
         steady = range(first, len(self.samples_s))
         kept = [i for i in steady if self.mostly_disturbed or not self.marks[i]]
         return [step for i in kept for step in range(2 + i * count, 2 + (i + 1) * count)]
+
+    @property
+    def device_samples_s(self) -> list[float]:
+        """Seconds of each sample by the device's own clock; empty where it has none."""
+        steps, count = self.device_steps_s, self.steps_per_sample
+        return [sum(steps[i : i + count]) for i in range(0, len(steps), count)]
+
+    @property
+    def clocks_disagree(self) -> bool:
+        """Whether the device's clock and the wall clock differ over the steady samples."""
+        device = sum(self.device_samples_s[self.warmup_samples :])
+        wall = sum(self.samples_s[self.warmup_samples :])
+        return bool(self.device_steps_s) and abs(device / wall - 1) > CLOCKS_AGREE
 
     @property
     def warmup_steps(self) -> int:
@@ -165,6 +189,10 @@ def clean(samples: list[float], marks: list[str]) -> list[float]:
     return [s for s, mark in zip(samples, marks, strict=False) if not mark]
 
 
+def unmarked() -> None:
+    """No mark is wanted."""
+
+
 class Loop(Struct, frozen=True):
     """The timing loop around one device."""
 
@@ -173,15 +201,31 @@ class Loop(Struct, frozen=True):
     tell: Tell = lambda _: None
     clock: Clock = time.perf_counter
     watch: Watch = Blind()
+    announce: Callable[[int], None] = lambda _: None  # how many steps of throughput come next
 
-    def timed(self, step: Step, count: int = 1) -> float:
-        """Seconds of `count` steps between two synchronisations."""
+    def timed(self, step: Step, count: int = 1, mark: Step = unmarked) -> float:
+        """Seconds of `count` steps between two synchronisations; `mark` before and after each."""
         self.device.synchronize()
         start = self.clock()
+        mark()
         for _ in range(count):
             step()
+            mark()
         self.device.synchronize()
         return self.clock() - start
+
+    def marked(self, step: Step, count: int) -> tuple[float, list[float]]:
+        """As `timed`, and each step's seconds by the device's own clock, where it has one.
+
+        The wall clock makes the sample; marks are read only after the second
+        synchronise. Caches are not flushed between steps: a network's weights and
+        activations pass through them many times a step, so no step finds what another left.
+        """
+        if not self.device.asynchronous:
+            return self.timed(step, count), []
+        marks: list[Any] = []
+        seconds = self.timed(step, count, lambda: marks.append(self.device.mark()))
+        return seconds, [self.device.seconds(a, b) for a, b in itertools.pairwise(marks)]
 
     def throughput(self, step: Step, cycle: int = 1) -> Throughput:
         """Sample until warm-up is over and the budget is satisfied.
@@ -189,15 +233,21 @@ class Loop(Struct, frozen=True):
         `cycle` is how many steps a loader takes to come round; samples are
         whole multiples of it.
         """
+        self.announce(1)
         first_step_s = self.timed(step)
         self.device.reset_peak()  # optimizer state exists from now on
+        self.announce(1)
         count = steps_per_sample(self.timed(step), cycle)
         samples: list[float] = []
+        device_steps: list[float] = []
         warmup: int | None = None
         settled, told = True, self.clock()
         windows = Windows(self)
         while True:
-            samples.append(self.timed(step, count))
+            self.announce(count)
+            seconds, by_device = self.marked(step, count)
+            samples.append(seconds)
+            device_steps += by_device
             if warmup is None:
                 warmup, settled = warmup_end(samples, self.budget)
             # Only samples that were looked at count, so decisions wait for the window's end.
@@ -208,7 +258,9 @@ class Loop(Struct, frozen=True):
             reason = enough(kept, self.budget, sum(steady) - sum(kept)) if steady else None
             if reason is not None:
                 marks = windows.marks
-                return Throughput(first_step_s, samples, count, warmup, marks, settled, reason)
+                return Throughput(
+                    first_step_s, samples, count, warmup, marks, settled, reason, device_steps
+                )
             if kept and self.clock() - told >= TELL_EVERY_S:
                 self.tell(live(kept, count, self.budget.max_seconds - sum(steady)))
                 told = self.clock()

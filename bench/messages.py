@@ -5,7 +5,9 @@ from __future__ import annotations
 from msgspec import Struct
 
 from bench.facts import DeviceFacts, Environment
-from bench.schema import Budget, Case, Measurement, Status
+from bench.measurement import Measurement
+from bench.peaks import Peak
+from bench.schema import Budget, Case, Status
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):
@@ -22,6 +24,8 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     log: str
     root: int
     idle_power_w: float | None = None
+    device_name: str | None = None
+    host_peaks: dict[str, Peak] = {}  # what this run's sentinel measured, by bench.peaks.COLUMNS
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag=True):
@@ -57,6 +61,20 @@ class Finding(Struct, frozen=True, kw_only=True):
     name: str
     works: bool
     text: str  # product name, or why not and what to do
+
+
+class Forecast(Struct, frozen=True, kw_only=True):
+    """What a case is expected to need, found out without running it."""
+
+    peak_bytes: int | None  # None: what executes the model is not torch's own operators
+    flops_per_image: float
+
+
+class Foreseen(Struct, frozen=True, kw_only=True):
+    """Forecasts of cases (None: not possible), and how far searches may go (None: no limit)."""
+
+    forecasts: list[Forecast | None]
+    ceilings: list[int | None]
 
 
 class Checked(Struct, frozen=True, kw_only=True):

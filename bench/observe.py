@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from bench import determinism, sensors, sentinel, workload
-from bench.devices import Device, open_device
-from bench.energy import Spent
+from bench import determinism, forecast, peaks, sensors, sentinel, workload
+from bench.devices import Device, default_threads, open_device
+from bench.energy import Meter, Spent, Unmetered
 from bench.measure import Estimate, Loop, Tell, Throughput
+from bench.measurement import Measurement
 from bench.messages import Order
 from bench.precisions import PRECISIONS
-from bench.schema import Case, Measurement
+from bench.schema import Case
 from bench.stats.series import percentile
 from bench.training import Trainer
+from bench.watch import Watch
 
 # Fewest requests from which a percentile is stated: 4 ÷ (1 - share), and 8 for the median.
 PERCENTILES = {
@@ -28,14 +31,19 @@ PERCENTILES = {
 NAMES_KEPT = 20  # corrupt images named in a record
 
 
-def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
-    """Compose, time, and gather what was seen and the codes of what to know about it."""
+def observe(
+    order: Order, tell: Tell, announce: Callable[[int], None] = lambda _: None
+) -> tuple[Measurement, list[str]]:
+    """Compose, time, and gather what was seen and the codes of what to know about it.
+
+    `announce` is told how many steps of throughput come next, and 0 at their end.
+    """
     case = order.case
     unsettled = determinism.listen()
     work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
-    spent = Spent(work.device.meter(), order.idle_power_w)
+    spent = Spent(_meter(work.device, case), order.idle_power_w)
     watch = Watch(sensors.HostWatch(order.root), work.device, spent)
-    loop = Loop(work.device, order.budget, tell, watch=watch)
+    loop = Loop(work.device, order.budget, tell, watch=watch, announce=announce)
     peak_known = sensors.reset_peak_host_memory()
     found: dict[str, Any] = {"setup_s": time.monotonic() - order.started, "build_s": work.build_s}
     warnings: list[str] = []
@@ -45,6 +53,7 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
     else:
         spent.start()
         taken = loop.throughput(work.step, work.cycle)
+        announce(0)
         spent.stop()
         steps = taken.warmup_steps + taken.steady_steps
         found |= spent.facts(steps * case.global_batch_size)
@@ -55,6 +64,7 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
         if work.fed is not None:
             found |= feeding_facts(loop, work, taken, estimate, case)
     found |= interference_facts(watch.host.seen)
+    found["device_windows"] = watch.device_windows()
     found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
     found["peak_device_reserved_bytes"] = work.device.peak_reserved_bytes()
     if work.request is not None:
@@ -62,38 +72,29 @@ def observe(order: Order, tell: Tell) -> tuple[Measurement, list[str]]:
         warnings += ["few_requests"] if found["latency_p99_ms"] is None else []
         disturbed = sum(map(bool, found["latency_marks"]))
         warnings += ["latency_contaminated"] if 2 * disturbed > len(found["latency_marks"]) else []
-    warnings += ["power_limited"] if watch.limited else []
+    warnings += ["power_limited"] if watch.capped else []
     if peak_known:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
+    if order.purpose == sentinel.PURPOSE:
+        found |= host_peaks(work.device)
+    else:
+        found |= needs(order, work.device, found["throughput_images_per_s"])
     found |= results(case, work) | corrupt_facts(work)
     found["nondeterministic_operations"] = sorted(unsettled) or None
     return Measurement(**found), warnings + case_warnings(case, work, found)
 
 
-class Watch:
-    """Host, device and its meter together, read between samples.
+def _meter(device: Device, case: Case) -> Meter:
+    """One device's joules are not those of several."""
+    return device.meter() if case.world_size == 1 else Unmetered("several devices work together")
 
-    A cap on the device's clocks is remembered, it is not a disturbance.
-    """
 
-    def __init__(self, host: sensors.HostWatch, device: Device, spent: Spent) -> None:
-        self.host, self.device, self.spent = host, device, spent
-        self.limited = False
-
-    def restart(self) -> None:
-        """A window begins."""
-        self.spent.read()
-        self.host.restart()
-
-    def since_last(self) -> str | None:
-        """What disturbed either, the device first: it is asked while it is still warm."""
-        slow = self.device.slowdown()
-        self.spent.read()
-        mark = self.host.since_last()
-        if slow == "power_limited":
-            self.limited = True
-            slow = None
-        return slow or mark
+def follow(order: Order, announced: Callable[[], int]) -> None:
+    """Do the steps another rank measures, until it announces none."""
+    work = workload.compose(order.case)
+    loop = Loop(work.device, order.budget)
+    while (count := announced()) > 0:
+        loop.timed(work.step, count)
 
 
 def _sentinel(case: Case) -> workload.Work:
@@ -106,6 +107,34 @@ def _sentinel(case: Case) -> workload.Work:
         weights_sha256=None,
         build_s=None,
     )
+
+
+def host_peaks(device: Device) -> dict[str, Any]:
+    """The fastest matrix products the host can do, with all its cores."""
+    torch.set_num_threads(default_threads())
+    found = {"gemm_fp32_tflops": sentinel.peak_tflops(torch.float32)}
+    if device.emulates(PRECISIONS["amp-bf16"]) is None:
+        found["gemm_bf16_tflops"] = sentinel.peak_tflops(torch.bfloat16)
+    return found
+
+
+def needs(order: Order, device: Device, images_per_s: float) -> dict[str, Any]:
+    """What was forecast, and the share of the device's peak that was reached."""
+    case, precision = order.case, PRECISIONS[order.case.precision]
+    expected = forecast.quietly(case, device)
+    if expected is None:
+        return {}
+    key = peaks.unit(precision, device.autocast_dtype(precision))
+    peak = peaks.published(order.device_name or "", key) or order.host_peaks.get(key)
+    achieved = expected.flops_per_image * images_per_s / case.world_size / 1e12
+    return {
+        "forecast_peak_bytes": expected.peak_bytes,
+        "flops_per_image": expected.flops_per_image,
+        "achieved_tflops": achieved,
+        "peak_tflops": peak and peak.tflops,
+        "peak_share": achieved / peak.tflops if peak else None,
+        "peak_source": peak and peak.source,
+    }
 
 
 def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> list[str]:
@@ -130,6 +159,7 @@ def throughput_facts(
     return {
         "first_step_s": taken.first_step_s,
         "samples_s": taken.samples_s,
+        **device_times(taken),
         "sample_marks": taken.marks,
         "steps_per_sample": taken.steps_per_sample,
         "warmup_samples": taken.warmup_samples,
@@ -141,6 +171,17 @@ def throughput_facts(
         # A lower end at or under zero seconds has no image rate: then there is no upper end.
         "throughput_ci_low": images / interval.high if interval else None,
         "throughput_ci_high": images / interval.low if interval and interval.low > 0 else None,
+    }
+
+
+def device_times(taken: Throughput) -> dict[str, Any]:
+    """The device's own clock, where it has one."""
+    if not taken.device_steps_s:
+        return {}
+    steady = taken.device_steps_s[taken.warmup_samples * taken.steps_per_sample :]
+    return {
+        "device_samples_s": taken.device_samples_s,
+        "device_step_p50_ms": 1000 * percentile(steady, 0.5),
     }
 
 
@@ -164,6 +205,7 @@ def interference_facts(seen: list[sensors.Seen]) -> dict[str, Any]:
 def throughput_warnings(taken: Throughput, estimate: Estimate, target: float) -> list[str]:
     """What to know about these samples."""
     codes = [*estimate.codes]
+    codes += ["clocks_disagree"] if taken.clocks_disagree else []
     if taken.left_out and not taken.mostly_disturbed:
         codes.append("samples_left_out")
     if estimate.interval is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ AXES = tuple(f.name for f in msgspec.structs.fields(Case) if f.name != "full")
 BLOCK_KEYS = (*AXES, "fixed", "skip_emulated")
 PLAN_KEYS = ("budget", "budget_overrides", "repeats", "cases")
 CLASSES = ("cpu", "gpu")
+AUTO = "auto"  # a batch size that a search finds
 FORMATS = ("channels_last", "contiguous")
 LEAST_IMAGE_SIZE = 32
 MOST = 2**63 - 1  # what a Parquet int64 holds
@@ -46,10 +48,14 @@ class Plan(Struct, frozen=True):
 
 
 class Planned(Struct, frozen=True):
-    """A case, and whether to leave it out where its precision is emulated."""
+    """A case, and whether to leave it out where its precision is emulated.
+
+    `search`: its batch size is only where the search for the largest begins.
+    """
 
     case: Case
     skip_emulated: bool = False
+    search: bool = False
 
 
 def load(name: str) -> Plan:
@@ -171,6 +177,7 @@ LEAST = {
     "batch_size": 1,
     "image_size": LEAST_IMAGE_SIZE,
     "classes": 1,
+    "world_size": 1,
     "loader_workers": 0,
     "epochs": 1,
     "threads": 1,
@@ -180,6 +187,8 @@ PLUGINS = {"engine": "engines", "recipe": "recipes"}
 
 
 def _value(where: str, axis: str, value: Any) -> Any:
+    if axis == "batch_size" and value == AUTO:
+        return value
     if axis in LEAST:
         return _whole(where, value, LEAST[axis])
     if axis in ("cudnn_benchmark", "deterministic"):
@@ -261,14 +270,19 @@ def expand(
     plan: Plan, devices: list[DeviceFacts], absent: list[str], *, full: bool
 ) -> list[Planned]:
     """The product of every grid, on every device, without repetitions."""
-    found: dict[Case, Planned] = {}
+    found: dict[tuple[Case, bool], Planned] = {}
     for block in plan.blocks:
         for name, kind in _where(block, devices, absent):
             axes = {a: _for_class(v, kind) for a, v in block.axes.items() if a != "device"}
             for values in itertools.product(*axes.values()):
-                case = _case({"device": name, "full": full} | dict(zip(axes, values, strict=True)))
-                known = found.get(case, Planned(case, True))
-                found[case] = Planned(case, known.skip_emulated and block.skip_emulated)
+                chosen = dict(zip(axes, values, strict=True))
+                search = chosen.get("batch_size") == AUTO
+                if search:  # BatchNorm cannot train on one small image
+                    chosen["batch_size"] = 2 if chosen.get("task") == "train" else 1
+                case = _case({"device": name, "full": full} | chosen)
+                known = found.get((case, search), Planned(case, True))
+                skip = known.skip_emulated and block.skip_emulated
+                found[case, search] = Planned(case, skip, search)
     return list(found.values())
 
 
@@ -289,12 +303,12 @@ def _for_class(values: Any, kind: str) -> list[Any]:
 def _case(values: dict[str, Any]) -> Case:
     """Fill in what follows from the rest.
 
-    Only training has epochs. Whole epochs and real images come through a loader,
-    of two workers for real images where the plan does not say; inference takes
-    its images from the device.
+    Only training has epochs and several devices. Whole epochs and real images come
+    through a loader, of two workers for real images where the plan does not say;
+    inference takes its images from the device.
     """
     if values.get("task", "infer") == "infer":
-        values |= {"epochs": None, "loader_workers": None}
+        values |= {"epochs": None, "loader_workers": None, "world_size": 1}
     elif values.get("loader_workers") is None:
         real = split(values.get("data", "synthetic"))[0] != "synthetic"
         values["loader_workers"] = 2 if real else 0 if values.get("epochs") else None
@@ -303,6 +317,9 @@ def _case(values: dict[str, Any]) -> Case:
     return Case(**values)
 
 
-def plan_hash(cases: list[Case], budget: Budget, repeats: int) -> str:
+def plan_hash(
+    cases: list[Case], budget: Budget, repeats: int, searches: Sequence[Case] = ()
+) -> str:
     """Names the work: the same cases measured equally hard, equally often."""
-    return short_hash([[c.case_id for c in cases], budget, repeats])
+    sought = [[c.case_id for c in searches]] if searches else []
+    return short_hash([[c.case_id for c in cases], budget, repeats, *sought])

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from bench import data, energy, registry, sentinel, workload
+from bench import data, energy, forecast, registry, sentinel, workload
 from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
 from bench.facts import DeviceFacts
-from bench.messages import Checked, Finding, Survey
+from bench.messages import Checked, Finding, Foreseen, Survey
 from bench.precisions import PRECISIONS, Precision
 from bench.schema import Case
 
@@ -69,6 +69,23 @@ def check(raw: Any) -> Checked:
         refusals.append(reason)
         emulated.append(device.emulates(PRECISIONS[case.precision]))
     return Checked(refusals=refusals, emulated=emulated)
+
+
+def foresee(raw: Any) -> Foreseen:
+    """What `[cases, searches]` need, and how far the searches may go; no device has to be here."""
+    cases, searches = msgspec.convert(raw, tuple[list[Case], list[Case]])
+    return Foreseen(
+        forecasts=[forecast.quietly(case, _opened(case)) for case in cases],
+        ceilings=[forecast.largest(case, _opened(case)) for case in searches],
+    )
+
+
+def _opened(case: Case) -> Device:
+    """The case's device; the first of its kind where there is none of that name."""
+    try:
+        return open_device(case.device)
+    except ValueError:
+        return open_device(kind_of(case.device))
 
 
 def _prepare(name: str) -> str | None:
@@ -144,4 +161,9 @@ def _meter(device: Device) -> Finding:
     return Finding(group="energy", name=device.name, works=works, text=meter.source)
 
 
-ANSWERS: dict[str, Callable[[Any], Any]] = {"survey": survey, "check": check, "diagnose": diagnose}
+ANSWERS: dict[str, Callable[[Any], Any]] = {
+    "survey": survey,
+    "check": check,
+    "diagnose": diagnose,
+    "foresee": foresee,
+}

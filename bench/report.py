@@ -17,7 +17,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from msgspec import Struct
 
 import bench
-from bench import analysis, article, registry, sentinel, store, words
+from bench import analysis, article, registry, store, words
 from bench.errors import NothingToReport, WrongUse
 from bench.facts import DeviceState, Environment
 from bench.schema import WARNINGS, columns
@@ -64,11 +64,13 @@ class Made(Struct, frozen=True):
 def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     """Write `out`/index.html and `out`/CHART.png. Raises NothingToReport or WrongUse."""
     found = store.read_some(results)
-    grid = sentinel.without(found.frame)
+    grid = analysis.cases(found.frame)
     if grid.empty:
         raise NothingToReport(f"No record of a case in {results}; measure first: bench run.")
     rows = analysis.newest(grid)
-    notes = analysis.machine_changes(found.frame, set(rows["run_id"]))
+    runs = set(rows["run_id"])
+    notes = analysis.machine_changes(found.frame, runs)
+    notes += analysis.largest_batches(found.frame, runs)
     simulated = rows["simulated"].astype(bool)
     real = rows[~simulated].reset_index(drop=True)
     charts = sorted((draw(n, real) for n in registry.names("charts")), key=lambda c: c.place)
@@ -111,6 +113,7 @@ def _page(
         rows=_plain(rows),
         speedups=analysis.speedups(real, baseline),
         baseline=baseline or analysis.DEFAULT_BASELINE,
+        scalings=analysis.scalings(real),
         machines=_machines(rows),
         claims=analysis.article_claims(),
         warnings={c: t for c, t in WARNINGS.items() if any(c in w for w in rows["warnings"])},

@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from bench import analysis, planning, processes, runner, sentinel, store, words
+from bench import analysis, planning, processes, ready, runner, sentinel, store, words
 from bench.errors import CannotStore, WrongUse
 from bench.schema import BUDGETS, Budget, Record
 
-NUMBERS = ("batch_size", "image_size", "loader_workers", "threads", "seed", "epochs", "classes")
+NUMBERS = (
+    "batch_size", "world_size", "image_size", "loader_workers", "threads", "seed", "epochs",
+    "classes",
+)  # fmt: skip
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -44,16 +47,18 @@ def execute(asked: Request) -> int:
     from bench.progress import announce
 
     announce("Loading torch and looking at the machine …")
-    ready = runner.prepare(plan, full=asked.full, fetch=not asked.dry_run)
-    if asked.full and not any(c.full for c in ready.cases):
+    found = ready.prepare(plan, full=asked.full, fetch=not asked.dry_run)
+    if asked.full and not any(c.full for c in found.cases):
         raise WrongUse("--full trains whole epochs; name them with --epochs N or --plan article.")
     if asked.dry_run:
-        summary.print_plan(ready)
+        summary.print_plan(found)
         return 0
-    return _measure(asked, plan, ready)
+    for sentence in found.too_large():
+        print(f"Note: {sentence}", file=sys.stderr)
+    return _measure(asked, plan, found)
 
 
-def _measure(asked: Request, plan: planning.Plan, ready: runner.Ready) -> int:
+def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
     from bench import summary
     from bench.progress import Line, Quiet
 
@@ -71,7 +76,7 @@ def _measure(asked: Request, plan: planning.Plan, ready: runner.Ready) -> int:
     watch = runner.Watch(started=line.started, progress=line.progress, recorded=recorded)
     try:
         with line:
-            run_id = runner.run(ready, asked.results, watch, resume=asked.resume)
+            run_id = runner.run(found, asked.results, watch, resume=asked.resume)
     except KeyboardInterrupt:
         summary.tell(records, asked.results, [], json=asked.json, interrupted=True)
         return 130
@@ -82,9 +87,8 @@ def _measure(asked: Request, plan: planning.Plan, ready: runner.Ready) -> int:
             print(f"Not saved: {words.result(error.record)}", file=sys.stderr)
         raise
     # A resumed run is judged whole.
-    notes = analysis.machine_changes(
-        store.read(asked.results, analysis.CHANGE_COLUMNS).frame, {run_id}
-    )
+    frame = store.read(asked.results, analysis.NOTE_COLUMNS).frame
+    notes = [*analysis.machine_changes(frame, {run_id}), *analysis.largest_batches(frame, {run_id})]
     summary.tell(records, asked.results, notes, json=asked.json, interrupted=False)
     return exit_code(store.statuses(asked.results, run_id))
 
@@ -95,6 +99,8 @@ def resolve(asked: Request) -> planning.Plan:
     flags = {name: _values(name, texts) for name, texts in asked.axes.items()}
     if asked.deterministic:
         flags["deterministic"] = [False, True]  # the twin without it says what it costs
+    if asked.full and planning.AUTO in flags.get("batch_size", ()):
+        raise WrongUse("--full trains whole epochs; --batch-size auto tries many sizes: not both.")
     plan = planning.override(plan, flags)
     if asked.repeats is not None and asked.repeats < 1:
         raise WrongUse(f"--repeats: expected 1 or more, not {asked.repeats}.")
@@ -106,7 +112,8 @@ def resolve(asked: Request) -> planning.Plan:
 def _values(axis: str, texts: list[str]) -> list[Any]:
     flag = "--" + axis.replace("_", "-")
     parts = [p.strip() for text in texts for p in text.split(",") if p.strip()]
-    values = [_number(flag, p) if axis in NUMBERS else p for p in parts]
+    auto = planning.AUTO if axis == "batch_size" else None
+    values = [_number(flag, p) if axis in NUMBERS and p != auto else p for p in parts]
     return planning.values_of(flag, axis, values)
 
 

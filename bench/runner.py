@@ -18,10 +18,10 @@ from bench import processes, sentinel, store
 from bench.environment import cgroup
 from bench.environment.fingerprints import machine_fingerprint, software_fingerprint
 from bench.facts import DeviceFacts
-from bench.messages import Checked, Order, Outcome, Progress, Survey
-from bench.planning import Plan, Planned, asked_devices, expand, plan_hash
-from bench.schedules import Grid, Schedule
-from bench.schema import Case, Key, Record, Trial
+from bench.messages import Order, Outcome, Progress
+from bench.peaks import Peak
+from bench.ready import Ready
+from bench.schema import Case, Record, Trial, Tried
 
 LOG_KEPT = 2000  # characters of a failed worker's output that stay in its record
 
@@ -38,60 +38,6 @@ class Watch(Struct, frozen=True):
     recorded: OnRecord = lambda _: None
 
 
-class Ready(Struct, frozen=True):
-    """A plan that has met the machine: what to run, what cannot run and why."""
-
-    plan: Plan
-    cases: list[Case]
-    refusals: dict[str, str]  # case_id -> reason
-    survey: Survey
-
-    @property
-    def machine(self) -> dict[str, object]:
-        """What a run must have been made on to be resumed here."""
-        facts = self.survey.environment
-        names = ("cpu_model", "cpu_cores_physical", "memory_bytes")
-        return {name: getattr(facts, name) for name in names}
-
-    @property
-    def hash(self) -> str:
-        """See planning.plan_hash."""
-        return plan_hash(self.cases, self.plan.budget, self.plan.repeats)
-
-
-def prepare(plan: Plan, *, full: bool = False, fetch: bool = True) -> Ready:
-    """Ask children which devices are here and which cases they refuse. Measures no case.
-
-    `fetch`: data that is not here may be downloaded, and idle power is measured.
-    """
-    question = msgspec.json.encode(["survey", [*asked_devices(plan), fetch]])
-    survey = msgspec.json.decode(processes.ask("bench.preflight", question), type=Survey)
-    planned = expand(plan, survey.devices, list(survey.absent), full=full)
-    present = [p for p in planned if p.case.device not in survey.absent]
-    refusals = {
-        p.case.case_id: survey.absent[p.case.device]
-        for p in planned
-        if p.case.device in survey.absent
-    }
-    refusals |= _refusals(present, fetch=fetch)
-    return Ready(plan, [p.case for p in planned], refusals, survey)
-
-
-def _refusals(planned: list[Planned], *, fetch: bool) -> dict[str, str]:
-    if not planned:
-        return {}
-    question = msgspec.json.encode(["check", [[p.case for p in planned], fetch]])
-    # Checking data may download it.
-    answer = processes.ask("bench.preflight", question, timeout_s=1800)
-    checked = msgspec.json.decode(answer, type=Checked)
-    found = {}
-    for p, refusal, emulated in zip(planned, checked.refusals, checked.emulated, strict=True):
-        reason = refusal or (emulated if p.skip_emulated else None)
-        if reason:
-            found[p.case.case_id] = reason
-    return found
-
-
 def run_id_now() -> str:
     """Sorts by time; two machines that start in the same second differ."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -99,24 +45,38 @@ def run_id_now() -> str:
 
 def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> str:
     """Run what has no record yet and return the run's id. Raises CannotStore."""
-    unfinished = store.unfinished_run(folder, ready.hash, ready.machine) if resume else None
-    run_id, keys = unfinished or (run_id_now(), [])
+    schedule = ready.schedule
+    found = None
+    if resume:
+        found = store.unfinished_run(
+            folder, ready.hash, ready.machine, lambda tries: schedule.next(tries) is not None
+        )
+    run_id, done = found or (run_id_now(), {})
     index = store.next_index(folder, run_id)
-    some = any(c.case_id not in ready.refusals for c in ready.cases)
-    schedule: Schedule = Grid(ready.cases, ready.plan.repeats, sentinel=some)
-    done: set[Key] = set(keys)
-    total = len(schedule.trials())
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        runner = Runner(ready, run_id, total, Path(scratch), watch)
+        runner = Runner(ready, run_id, Path(scratch), watch, peaks=_peaks(folder, run_id))
         while (trial := schedule.next(done)) is not None:
             guards = sum(purpose == sentinel.PURPOSE for _, _, purpose in done)
-            watch.started(trial, len(done) - guards, len(ready.cases) * ready.plan.repeats)
-            record = runner.attempt(trial)
+            total = schedule.length(done)
+            watch.started(trial, len(done) - guards, total)
+            record = runner.attempt(trial, total)
             store.append(folder, record, index)
             index += 1
-            done.add(trial.key)
+            done[trial.key] = Tried(status=record.status, batch_size=trial.case.batch_size)
+            if trial.purpose == sentinel.PURPOSE:
+                runner.peaks.update(_peaks(folder, run_id))
             watch.recorded(record)
     return run_id
+
+
+# Column of the sentinel's record -> what it is the host's peak of.
+HOST_PEAKS = {"gemm_fp32_tflops": "fp32", "gemm_bf16_tflops": "bfloat16"}
+
+
+def _peaks(folder: Path, run_id: str) -> dict[str, Peak]:
+    found = store.host_peaks(folder, run_id)
+    source = "measured: a matrix product with all cores, in this run's sentinel"
+    return {HOST_PEAKS[name]: Peak(value, source) for name, value in found.items()}
 
 
 class Runner(Struct, frozen=True):
@@ -124,11 +84,11 @@ class Runner(Struct, frozen=True):
 
     ready: Ready
     run_id: str
-    total: int
     scratch: Path
     watch: Watch
+    peaks: dict[str, Peak]  # of the host, as this run's sentinel measured them
 
-    def attempt(self, trial: Trial) -> Record:
+    def attempt(self, trial: Trial, total: int) -> Record:
         """Whatever happens to the worker, a record comes back."""
         begun, started_at = time.perf_counter(), datetime.now(UTC)
         refusal = self.ready.refusals.get(trial.case.case_id)
@@ -146,7 +106,7 @@ class Runner(Struct, frozen=True):
             run_id=self.run_id,
             plan=self.ready.plan.name,
             plan_hash=self.ready.hash,
-            planned=self.total,
+            planned=total,
             case_id=trial.case.case_id,
             round=trial.round,
             purpose=trial.purpose,
@@ -184,6 +144,8 @@ class Runner(Struct, frozen=True):
             log=str(log),
             root=os.getpid(),
             idle_power_w=device.idle_power_w if device else None,
+            device_name=device.device_name if device else None,
+            host_peaks=self.peaks if _whole_host(case) else {},
         )
         kills = cgroup.oom_kills()
         outcomes: list[Outcome] = []
@@ -207,11 +169,16 @@ class Runner(Struct, frozen=True):
         except processes.Gone as gone:
             if gone.words:
                 return Outcome(status="failed", reason=gone.words)
-            return _died(gone.code, kills)
+            return _died(gone.code, kills, case)
         return outcomes[0]
 
 
-def _died(code: int | None, kills_before: int | None) -> Outcome:
+def _whole_host(case: Case) -> bool:
+    """Whether one process has the host's processors to itself, as the sentinel's product had."""
+    return case.device == sentinel.CASE.device and case.world_size == 1
+
+
+def _died(code: int | None, kills_before: int | None, case: Case) -> Outcome:
     """A worker that ended without an outcome: out of memory, or failed."""
     import signal
 
@@ -219,7 +186,11 @@ def _died(code: int | None, kills_before: int | None) -> Outcome:
         name = signal.Signals(-code).name
         kills = cgroup.oom_kills()
         if name == "SIGKILL" and kills is not None and kills > (kills_before or 0):
-            return Outcome(status="oom", reason="the kernel killed the worker: out of host memory")
+            return Outcome(
+                status="oom",
+                reason=f"batch {case.batch_size} does not fit: the kernel killed the worker, "
+                "out of host memory",
+            )
         return Outcome(status="failed", reason=f"the worker was ended by {name}")
     return Outcome(status="failed", reason=f"the worker ended without an answer (exit code {code})")
 

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.facts import DEVICE_NAME, DRIVER, DeviceState, Environment, Fingerprint, doc
+from bench.measurement import Measurement
 
 SCHEMA_VERSION = 1
 
@@ -57,6 +58,9 @@ class Case(Struct, frozen=True, kw_only=True):
     threads: Annotated[int | None, doc("intra-op threads asked for; null: the device's choice")] = (
         None
     )
+    world_size: Annotated[
+        int, doc("devices that train together (DistributedDataParallel), each batch_size images")
+    ] = 1
     seed: Annotated[int, doc("decides weights, order of data and synthetic images")] = 42
 
     @property
@@ -74,7 +78,7 @@ class Case(Struct, frozen=True, kw_only=True):
     @property
     def global_batch_size(self) -> int:
         """Images per step over all devices."""
-        return self.batch_size
+        return self.batch_size * self.world_size
 
 
 _HEAD = ("model", "task", "device", "engine", "precision", "batch_size", "image_size")
@@ -130,6 +134,13 @@ BUDGETS = {
 Key = tuple[str, int, str]  # case_id, round, purpose
 
 
+class Tried(Struct, frozen=True, kw_only=True):
+    """What a schedule knows of a try that has a record."""
+
+    status: Status
+    batch_size: int
+
+
 class Trial(Struct, frozen=True, kw_only=True):
     """One try of a case; every try becomes one Record."""
 
@@ -144,149 +155,6 @@ class Trial(Struct, frozen=True, kw_only=True):
         return (self.case.case_id, self.round, self.purpose)
 
 
-class Measurement(Struct, frozen=True, kw_only=True):
-    """What one case's process measured. What was not measured is null, never 0."""
-
-    throughput_images_per_s: Annotated[
-        float | None, doc("images ÷ total seconds of the steady samples, over all devices")
-    ] = None
-    throughput_ci_low: Annotated[
-        float | None, doc("95 % interval within this one process, lower end, images/s")
-    ] = None
-    throughput_ci_high: Annotated[float | None, doc("the same, upper end")] = None
-    latency_p50_ms: Annotated[float | None, doc("median request; from 8 requests on")] = None
-    latency_p90_ms: Annotated[float | None, doc("90th percentile; from 40 requests on")] = None
-    latency_p95_ms: Annotated[float | None, doc("95th percentile; from 80 requests on")] = None
-    latency_p99_ms: Annotated[float | None, doc("99th percentile; from 400 requests on")] = None
-    latency_p999_ms: Annotated[float | None, doc("99.9th percentile; from 4,000 requests on")] = (
-        None
-    )
-    peak_host_memory_bytes: Annotated[
-        int | None, doc("high-water mark of the worker and its loaders after set-up")
-    ] = None
-    peak_device_memory_bytes: Annotated[
-        int | None, doc("most memory allocated on the device from step 2 on")
-    ] = None
-    peak_device_reserved_bytes: Annotated[
-        int | None, doc("most memory torch's allocator held on the device, used or not")
-    ] = None
-    setup_s: Annotated[float | None, doc("from start of the worker to its first step")] = None
-    build_s: Annotated[float | None, doc("part of setup_s: export, quantise, compile")] = None
-    first_step_s: Annotated[float | None, doc("the first step, synchronised")] = None
-    first_request_s: Annotated[float | None, doc("the first request of the latency protocol")] = (
-        None
-    )
-    samples_s: Annotated[
-        list[float] | None, doc("seconds of each throughput sample, warm-up first")
-    ] = None
-    warmup_samples: Annotated[
-        int | None, doc("how many of samples_s, from the start, are warm-up")
-    ] = None
-    sample_marks: Annotated[
-        list[str] | None,
-        doc(
-            "what disturbed each of samples_s, empty if nothing: `foreign` processes on our cores, "
-            "`steal` by the hypervisor, `memory_stall`, `major_faults`, a GPU's `hardware_slowdown`"
-        ),
-    ] = None
-    disturbed_samples: Annotated[
-        int | None,
-        doc("samples after warm-up that are marked; left out unless they are more than half"),
-    ] = None
-    kept_samples: Annotated[int | None, doc("samples the throughput is made of")] = None
-    steps_per_sample: Annotated[int | None, doc("steps between two synchronisations")] = None
-    stop_reason: Annotated[
-        str | None, doc("`target_reached`, `max_seconds`, `max_samples` or `all_epochs`")
-    ] = None
-    target_reached: Annotated[bool | None, doc("the interval is as narrow as asked for")] = None
-    window_s: Annotated[
-        list[float] | None, doc("windows in which interference was judged: seconds of each")
-    ] = None
-    window_foreign_cpu_s: Annotated[
-        list[float] | None,
-        doc("processor seconds of processes outside our tree on our cores, each window"),
-    ] = None
-    window_steal_s: Annotated[
-        list[float] | None, doc("processor seconds the hypervisor gave to others, each window")
-    ] = None
-    window_memory_stall_s: Annotated[
-        list[float] | None, doc("seconds in which nothing ran for want of memory, each window")
-    ] = None
-    major_faults: Annotated[int | None, doc("page faults of the worker that waited for a disk")] = (
-        None
-    )
-    involuntary_switches: Annotated[
-        int | None, doc("times the worker's processor was taken from it, by us or by others")
-    ] = None
-    latency_samples_s: Annotated[
-        list[float] | None,
-        doc("seconds of each request, host input to host output, copies included"),
-    ] = None
-    latency_device_p50_ms: Annotated[
-        float | None,
-        doc("median time between a request's first and last work on the device, gaps included"),
-    ] = None
-    latency_marks: Annotated[
-        list[str] | None, doc("as sample_marks, of each request; percentiles keep them all")
-    ] = None
-    data_wait_s: Annotated[
-        float | None, doc("seconds per step spent waiting for the next batch (real data, training)")
-    ] = None
-    copy_s: Annotated[float | None, doc("seconds per step copying the batch to the device")] = None
-    compute_s: Annotated[float | None, doc("seconds per step of forward, backward, optimizer")] = (
-        None
-    )
-    epoch_images: Annotated[int | None, doc("images of one epoch of this data")] = None
-    epoch_boundary_s: Annotated[
-        float | None, doc("extra seconds between two epochs: a fresh loader's first batch")
-    ] = None
-    projected_s: Annotated[
-        float | None, doc("PROJECTED seconds of `epochs` epochs, loading included, evaluation not")
-    ] = None
-    projected_ci_low_s: Annotated[float | None, doc("lower end of its 95 % interval")] = None
-    projected_ci_high_s: Annotated[float | None, doc("upper end of its 95 % interval")] = None
-    train_s: Annotated[
-        float | None, doc("measured seconds of all epochs, evaluation not included")
-    ] = None
-    epoch_train_s: Annotated[list[float] | None, doc("measured seconds of each epoch")] = None
-    test_accuracy: Annotated[list[float] | None, doc("share of right answers after each epoch")] = (
-        None
-    )
-    weights_sha256: Annotated[str | None, doc("SHA-256 of the initial weights")] = None
-    first_loss: Annotated[float | None, doc("loss of the first training step")] = None
-    last_loss: Annotated[
-        float | None,
-        doc("loss of step last_loss_step: the last of a full training, else the third"),
-    ] = None
-    last_loss_step: Annotated[int | None, doc("the step last_loss belongs to, counted from 1")] = (
-        None
-    )
-    logits_mean: Annotated[float | None, doc("mean of the first batch's logits (inference)")] = None
-    logits_std: Annotated[float | None, doc("standard deviation of them")] = None
-    int8_mac_share: Annotated[
-        float | None, doc("share of the model's multiply-adds that ran in INT8")
-    ] = None
-    model_bytes: Annotated[int | None, doc("bytes of the weights as executed")] = None
-    nondeterministic_operations: Annotated[
-        list[str] | None,
-        doc("operations torch has no deterministic form for, as they ran in a deterministic case"),
-    ] = None
-    energy_j_per_image: Annotated[
-        float | None,
-        doc("joules per image of the throughput protocol or full training, idle power subtracted"),
-    ] = None
-    energy_total_j_per_image: Annotated[float | None, doc("the same, idle power included")] = None
-    energy_source: Annotated[str | None, doc("what counted the joules, and what they cover")] = None
-    threads_used: Annotated[int | None, doc("intra-op threads read back from torch")] = None
-    settings: Annotated[
-        list[str] | None, doc("NAME=value of what was forced and read back: TF32, cuDNN, autocast")
-    ] = None
-    corrupt_images: Annotated[
-        list[str] | None, doc("images that could not be decoded, skipped")
-    ] = None
-    corrupt_image_count: Annotated[int | None, doc("how many; the names are capped at 20")] = None
-
-
 class Record(Struct, frozen=True, kw_only=True):
     """One try of one case: one row of Parquet."""
 
@@ -294,7 +162,9 @@ class Record(Struct, frozen=True, kw_only=True):
     run_id: Annotated[str, doc("names the run; sorts by time")]
     plan: Annotated[str, doc("name of the plan")]
     plan_hash: Annotated[str, doc("hash of the cases and the budget; --resume matches it")]
-    planned: Annotated[int, doc("records this run will have when it is complete")]
+    planned: Annotated[
+        int, doc("cases this run has, as far as it was known; a search finds its own")
+    ]
     case_id: Annotated[str, doc("readable name of the case; names a series in time")]
     round: Annotated[int, doc("which repetition, from 1")]
     purpose: Annotated[
@@ -338,6 +208,8 @@ WARNINGS = {
     "latency_contaminated": "others disturbed most requests; percentiles keep all of them",
     "power_limited": "power or temperature capped the device's clocks: a state, not a disturbance",
     "shared_device": "other processes computed on the device before this run",
+    "clocks_disagree": "the device's own clock differs from the wall clock by over 5 %; wall time "
+    "is what counts",
     "samples_left_out": "samples that others disturbed are left out (sample_marks says by what)",
     "fidelity_unproven": "random weights cannot show what this precision does to accuracy",
     "emulated": "this device has no units for this precision; it is emulated",

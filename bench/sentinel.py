@@ -7,6 +7,7 @@ each a few hundredths of a second on one core.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from bench.schema import Budget, Case
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
 PURPOSE = "sentinel"
 CASE = Case(model="sentinel", threads=1)
@@ -26,6 +28,8 @@ CHANGED = 0.05  # a machine whose sentinel differs by more between first and las
 SIDE = 768  # of the square matrices
 COPIED_BYTES = 2**26  # more than caches hold
 TURNS = 200_000  # of the Python loop
+LONG_ENOUGH_S = 0.005  # a product that takes so long hides the cost of a call
+BEST_OF = 5
 
 
 def without(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,6 +55,30 @@ def make_step() -> Callable[[], None]:
             total += turn
 
     return step
+
+
+def peak_tflops(dtype: torch.dtype) -> float:
+    """The fastest of a few square matrix products on the host, with the threads set now.
+
+    The side is doubled until one takes LONG_ENOUGH_S.
+    """
+    import torch
+
+    side, seconds = 256, 0.0
+    while seconds < LONG_ENOUGH_S:
+        side *= 2
+        left = torch.randn(side, side).to(dtype)
+        torch.mm(left, left)
+        seconds = min(_seconds(left) for _ in range(BEST_OF))
+    return 2 * side**3 / seconds / 1e12
+
+
+def _seconds(left: torch.Tensor) -> float:
+    import torch
+
+    start = time.perf_counter()
+    torch.mm(left, left)
+    return time.perf_counter() - start
 
 
 class Speed(Struct, frozen=True):

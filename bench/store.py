@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 
 from bench import sentinel
 from bench.errors import CannotStore, NothingToReport, WrongUse
-from bench.schema import SCHEMA_VERSION, Key, Record, columns
+from bench.schema import SCHEMA_VERSION, Key, Record, Tried, columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,22 +200,39 @@ KEY = ["case_id", "round", "purpose"]
 
 
 def unfinished_run(
-    folder: Path, plan_hash: str, machine: dict[str, object]
-) -> tuple[str, list[Key]] | None:
-    """The newest run of this plan that lacks records, and the keys it has; or None.
+    folder: Path,
+    plan_hash: str,
+    machine: dict[str, object],
+    lacks: Callable[[dict[Key, Tried]], bool],
+) -> tuple[str, dict[Key, Tried]] | None:
+    """The newest run of this plan that lacks records, and the tries it has; or None.
 
     Only rows that agree with `machine` (column -> value) count: a run copied here
     from another machine must not be finished on this one.
     """
-    frame = read(folder, ["run_id", "plan_hash", "planned", *KEY, *machine]).frame
+    columns = ["run_id", "plan_hash", "status", "batch_size", *KEY, *machine]
+    frame = read(folder, columns).frame
     keep = frame["plan_hash"] == plan_hash
     for name, value in machine.items():
         keep &= frame[name].isna() if value is None else frame[name] == value
     for run_id, rows in sorted(frame[keep].groupby("run_id"), reverse=True):
-        keys = list(zip(*(rows[name] for name in KEY), strict=True))
-        if len(set(keys)) < int(rows["planned"].max()):
-            return str(run_id), keys
+        done = {
+            (str(row["case_id"]), int(row["round"]), str(row["purpose"])): Tried(
+                status=row["status"], batch_size=int(row["batch_size"])
+            )
+            for row in rows.to_dict("records")
+        }
+        if lacks(done):
+            return str(run_id), done
     return None
+
+
+def host_peaks(folder: Path, run_id: str) -> dict[str, float]:
+    """What the sentinel of a run measured as the host's peaks: column -> TFLOP/s."""
+    names = ["gemm_fp32_tflops", "gemm_bf16_tflops"]
+    frame = read(folder, ["run_id", *names]).frame
+    most = frame[frame["run_id"] == run_id][names].max()
+    return {str(name): float(value) for name, value in most.dropna().items()}
 
 
 def statuses(folder: Path, run_id: str) -> set[str]:

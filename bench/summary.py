@@ -11,13 +11,13 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from bench import words
-from bench.schema import WARNINGS, Record
+from bench.schema import WARNINGS, Case, Record
 from bench.stats.spread import spread
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bench.runner import Ready
+    from bench.ready import Ready
 
 
 NAMED = 2  # cases a warning names at the end of a run
@@ -25,12 +25,26 @@ NAMED = 2  # cases a warning names at the end of a run
 
 def print_plan(ready: Ready) -> None:
     """Each case, and why it cannot run here if it cannot."""
-    for case in ready.cases:
+    for case in [*ready.cases, *ready.searches]:
         reason = ready.refusals.get(case.case_id)
-        print(f"{case.case_id}  {'skipped: ' + reason if reason else 'would run'}")
+        name = case.case_id + (" and larger" if case in ready.searches else "")
+        print(f"{name}  {'skipped: ' + reason if reason else 'would run'}{_need(case, ready)}")
     rounds = f" × {ready.plan.repeats} rounds" if ready.plan.repeats > 1 else ""
-    runnable = sum(c.case_id not in ready.refusals for c in ready.cases)
-    print(f"{len(ready.cases)} cases{rounds}, {runnable} can run here; nothing was measured.")
+    everything = [*ready.cases, *ready.searches]
+    runnable = sum(c.case_id not in ready.refusals for c in everything)
+    print(f"{len(everything)} cases{rounds}, {runnable} can run here; nothing was measured.")
+
+
+def _need(case: Case, ready: Ready) -> str:
+    """The forecast peak beside the device's memory."""
+    if case.case_id in ready.ceilings:
+        return f", up to batch {ready.ceilings[case.case_id]:,} by the forecast of its memory"
+    expected = ready.forecasts.get(case.case_id)
+    if expected is None or expected.peak_bytes is None:
+        return ""
+    memory = ready.memory_bytes(case)
+    of = f" of the device's {words.mebibytes(memory)}" if memory else ""
+    return f"; needs at least {words.mebibytes(expected.peak_bytes)}{of}"
 
 
 def tell(

@@ -38,6 +38,16 @@ class Trainer:
         self.early: list[torch.Tensor] = []  # losses of the first steps, unread
         self.latest: torch.Tensor | None = None
 
+    @property
+    def settings(self) -> list[str]:
+        """NAME=value of what decides a step's speed beside the precision."""
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        found = [f"optimizer={type(self.optimizer).__name__}", f"optimizer.fused={fused}"]
+        if self.scaler is not None:
+            # Without a fused optimizer the scaler reads back whether a gradient overflowed.
+            found.append(f"grad_scaler.waits_each_step={not fused}")
+        return found
+
     def __call__(self, images: torch.Tensor, target: torch.Tensor) -> None:
         """One step on images `(N, 3, H, W)` and classes `(N,)`, both on the device."""
         with torch.autocast(self.kind, self.dtype, self.dtype is not None):

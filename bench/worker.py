@@ -13,10 +13,13 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from bench import ranks, sensors
 from bench.errors import Refused
 from bench.measure import Live, Tell
+from bench.measurement import Measurement
 from bench.messages import Order, Outcome, Progress
 from bench.observe import observe
+from bench.schema import Case
 
 
 def main(connection: Connection, payload: bytes) -> None:
@@ -25,8 +28,7 @@ def main(connection: Connection, payload: bytes) -> None:
     order = msgspec.json.decode(payload, type=Order)
     with redirected(order.log):
         try:
-            measurement, codes = observe(order, telling(order, connection))
-            outcome = Outcome(status="measured", measurement=measurement, warnings=codes)
+            outcome = measured(order, connection)
         except Refused as refused:
             # A loader's worker wraps the message in its traceback; the end is ours.
             reason = str(refused).rpartition("Refused: ")[2].strip()
@@ -44,6 +46,14 @@ def main(connection: Connection, payload: bytes) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(0)
+
+
+def measured(order: Order, connection: Connection) -> Outcome:
+    """By this process, or by one process a device."""
+    if order.case.world_size > 1:
+        return ranks.run(order, connection)
+    measurement, codes = observe(order, telling(order, connection))
+    return Outcome(status="measured", measurement=measurement, warnings=codes)
 
 
 def settle_in() -> None:
@@ -72,8 +82,26 @@ def failed(order: Order, error: Exception) -> Outcome:
     except Exception:  # the device itself is gone: the first error says why
         kind = "fatal"
     if kind == "oom":
-        return Outcome(status="oom", reason=message)
+        return exhausted(order.case, message)
     return Outcome(status="failed", reason=f"{type(error).__name__}: {message}")
+
+
+def exhausted(case: Case, message: str) -> Outcome:
+    """What a case held when its memory ran out, and what it could have had."""
+    from bench.devices import open_device
+
+    device = open_device(case.device)
+    held = device.peak_memory_bytes() or sensors.peak_host_memory_bytes()
+    limit = device.memory_limit_bytes()
+    device.release()
+    of = ""
+    if held is not None and limit is not None:
+        of = f"; it held {held / 2**20:,.0f} of {limit / 2**20:,.0f} MiB"
+    return Outcome(
+        status="oom",
+        reason=f"batch {case.batch_size} does not fit{of}: {message}",
+        measurement=Measurement(oom_allocated_bytes=held, oom_limit_bytes=limit),
+    )
 
 
 def telling(order: Order, connection: Connection) -> Tell:

@@ -64,6 +64,7 @@ def refusal(case: Case, device: Device) -> str | None:
         or _engine_refusal(case, device)
         or models.refuses(case.model, case.weights)
         or _batch_norm_refusal(case)
+        or _world_refusal(case, device)
     )
 
 
@@ -86,6 +87,22 @@ def _batch_norm_refusal(case: Case) -> str | None:
             f"BatchNorm cannot train on one image of {case.image_size} px (one value per channel); "
             "use --batch-size 2 or more"
         )
+    return None
+
+
+def _world_refusal(case: Case, device: Device) -> str | None:
+    if case.world_size == 1:
+        return None
+    if case.full:
+        return "--full trains on one device; leave out --world-size"
+    if case.world_size > device.peers():
+        return (
+            f"a world of {case.world_size} needs as many devices of one kind, from {device.name} "
+            f"on there are {device.peers()}"
+        )
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_backend_available(device.backend):
+        return f"this torch has no {device.backend}, which --world-size needs"
     return None
 
 
@@ -121,9 +138,10 @@ def compose(case: Case) -> Work:
     corrupt: list[str] = []
     made = Composer(case, device, source, place, loaders, corrupt)
     parts = made.training(model) if case.task == "train" else made.inference(model)
+    trainer: Trainer | None = parts.get("trainer")
     return Work(
         device=device,
-        settings=settings,
+        settings=settings + (trainer.settings if trainer else []),
         weights_sha256=digest,
         pretend_data=source.pretend,
         corrupt=corrupt,
@@ -148,9 +166,14 @@ class Composer(Struct, frozen=True):
         """A training step, fed by a loader where the case has one."""
         case, precision = self.case, PRECISIONS[self.case.precision]
         recipe: Any = registry.load("recipes", case.recipe)
+        if case.world_size > 1:
+            index = self.device.torch_device().index
+            ids = None if index is None else [index]
+            model = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
         trainer = Trainer(model, recipe, self.device, precision)
         if case.loader_workers is None:
-            images, target = loading.synthetic_batch(case, case.classes or self.source.classes)
+            own = _with_seed(case, case.seed + loading.place_among_ranks()[0])
+            images, target = loading.synthetic_batch(own, case.classes or self.source.classes)
             images, target = self.place(images), target.to(self.device.torch_device())
             return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": None}
         batches = self.loaders.train(whole=case.full)

@@ -87,8 +87,8 @@ def loop_against_bare(case: Case, seconds: float) -> list[float]:
     from bench import workload
     from bench.energy import Spent
     from bench.measure import Loop
-    from bench.observe import Watch
     from bench.sensors import HostWatch
+    from bench.watch import Watch
 
     work = workload.compose(case)
     host = HostWatch(os.getpid())

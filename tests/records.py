@@ -8,7 +8,8 @@ from typing import Any
 
 from bench import store
 from bench.facts import Environment
-from bench.schema import BUDGETS, Case, Measurement, Record
+from bench.measurement import Measurement
+from bench.schema import BUDGETS, Case, Record
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import TINY, Bench, Done
-from tests.cuda_sim import build, cuda_sim
+from tests.simulated import Simulated, simulated
+
+__all__ = ["simulated"]  # a fixture
 
 pytestmark = pytest.mark.slow
-
-Simulated = Callable[..., Done]
-
-
-@pytest.fixture
-def simulated(bench: Bench) -> Simulated:
-    """`bench` on a simulated GPU; skips where the simulation cannot be built."""
-    try:
-        build.ensure()
-    except build.BuildError as error:
-        pytest.skip(f"no simulated CUDA here: {error}")
-
-    def run(*arguments: str, profile: str = "a100", **settings: Any) -> Done:
-        variables = cuda_sim.environment(profile, base={}, **settings)
-        return bench(*arguments, env=variables)
-
-    return run
 
 
 def by_precision(done: Done) -> dict[str, dict[str, Any]]:
@@ -49,6 +34,17 @@ def test_the_command_most_users_will_type(simulated: Simulated, tmp_path: Path) 
         assert record["device_name"] == "NVIDIA A100-SXM4-80GB"
         assert record["peak_device_memory_bytes"] > 0
         assert "autocast=torch.float16" in record["settings"]
+        if record["task"] == "train":
+            assert "grad_scaler.waits_each_step=False" in record["settings"]
+        # Events and wall time of the same samples; the forecast is a lower bound, not far below.
+        assert len(record["device_samples_s"]) == len(record["samples_s"])
+        assert record["device_step_p50_ms"] > 0
+        assert "clocks_disagree" not in record["warnings"]
+        assert 0.97 < record["peak_device_memory_bytes"] / record["forecast_peak_bytes"] < 1.5
+        assert record["peak_tflops"] == 312.0
+        assert record["peak_share"] == pytest.approx(record["achieved_tflops"] / 312.0)
+        assert record["memory_own_bytes"] > 0
+        assert record["window_power_w"]
     simulated("report")
     page = (tmp_path / "reports" / "latest" / "index.html").read_text()
     assert "SIMULATED, not a measurement" in page
@@ -67,8 +63,78 @@ def test_out_of_memory_on_the_gpu_is_a_result(simulated: Simulated) -> None:
     arguments = ["--plan", "one", "--device", "cuda", "--batch-size", "256,1"]
     done = simulated("run", *arguments, "--max-seconds", "0.5", "--json", memory="1GiB")
     assert [r["status"] for r in done.cases] == ["oom", "measured"]
-    assert "out of memory" in done.cases[0]["reason"]
+    reason = done.cases[0]["reason"]
+    assert reason.startswith("batch 256 does not fit; it held ")
+    assert "of 1,024 MiB" in reason
+    assert "out of memory" in reason
+    assert done.cases[0]["oom_limit_bytes"] == 2**30
+    assert 2**28 < done.cases[0]["oom_allocated_bytes"] <= 2**30
+    assert done.cases[0]["throughput_images_per_s"] is None
     assert done.code == 0
+
+
+def test_a_case_that_cannot_fit_is_announced(simulated: Simulated) -> None:
+    """Before anything is measured, by its forecast; it is tried all the same."""
+    arguments = ["--plan", "one", "--device", "cuda", "--task", "train", "--batch-size", "512"]
+    done = simulated("run", *arguments, "--json", profile="t4")
+    assert "will not fit: it needs at least 42," in done.err
+    assert [r["status"] for r in done.cases] == ["oom"]
+
+
+def test_the_largest_batch_that_fits(simulated: Simulated) -> None:
+    """Doubling, then bisection; both sizes are named, and every try is a record."""
+    arguments = [*TINY, "--device", "cuda", "--task", "train", "--batch-size", "auto"]
+    done = simulated("run", *arguments, memory="320MiB")
+    assert done.code == 0, done.err
+    found = re.search(r"the largest batch that fits is ([\d,]+) \(([\d,]+): oom\)", done.out)
+    assert found, done.out
+    most, more = (int(text.replace(",", "")) for text in found.groups())
+    assert more == most + 1
+    assert most > 8
+    assert "the fastest is" in done.out
+
+
+def test_a_graph_is_an_engine(simulated: Simulated) -> None:
+    """For inference only; capturing is set-up, not measuring."""
+    arguments = [*TINY, "--device", "cuda", "--engine", "cudagraph", "--task", "infer,train"]
+    infer, train = simulated("run", *arguments, "--precision", "amp", "--json").cases
+    assert infer["status"] == "measured"
+    assert infer["build_s"] > 0
+    assert infer["setup_s"] > infer["build_s"]
+    assert train["status"] == "skipped"
+    assert "--engine eager" in train["reason"]
+
+
+def test_a_gpu_lost_on_the_way_fails_its_case(simulated: Simulated) -> None:
+    """With that reason; the next case is tried."""
+    arguments = [*TINY, "--device", "cuda", "--batch-size", "1,2", "--json", "--max-seconds", "3"]
+    done = simulated("run", *arguments, lost_after_s=1)
+    assert done.code == 4
+    assert [r["status"] for r in done.cases] == ["failed", "failed"]
+    assert all("lost the GPU" in r["reason"] for r in done.cases)
+
+
+def test_a_v100_can_be_had_with_another_build(simulated: Simulated) -> None:
+    """The same GPU, as if this torch had kernels for it: what it lacks itself stays refused."""
+    arguments = [*TINY, "--device", "cuda", "--precision", "fp32,tf32,amp,amp-bf16", "--json"]
+    done = simulated("run", *arguments, profile="v100", ignore_arch_list=1)
+    found = {p: r["status"] for p, r in by_precision(done).items()}
+    assert found == {
+        "fp32": "measured",
+        "tf32": "skipped",
+        "amp": "measured",
+        "amp-bf16": "skipped",
+    }
+
+
+def test_doctor_explains_a_gpu(simulated: Simulated) -> None:
+    """What it is, that it is simulated, what is noisy about it."""
+    done = simulated("doctor", persistence=0, processes="4242:1000", throttle_reasons="0x0")
+    assert "NVIDIA A100-SXM4-80GB (SIMULATED)" in done.out
+    for part in ("GPU 0 (NVIDIA A100-SXM4-80GB) already: 1", "nvidia-smi -pm 1", "clocks of GPU 0"):
+        assert part in done.out
+    old = simulated("doctor", cuda_driver_version=12040)
+    assert "runs CUDA up to 12.4" in old.out
 
 
 def test_a_t4_refuses_tf32_and_bf16_with_the_way_out(simulated: Simulated) -> None:
@@ -102,6 +168,7 @@ def test_a_gpu_this_torch_has_no_kernels_for(simulated: Simulated) -> None:
     done = simulated("run", *TINY, "--device", "cuda", "--json", profile="v100")
     assert done.code == 3
     assert "no kernels for compute capability 7.0" in done.cases[0]["reason"]
+    assert "the CUDA 12.6 build" in done.cases[0]["reason"]
 
 
 def test_of_two_models_of_gpu_each_is_measured_once(simulated: Simulated) -> None:

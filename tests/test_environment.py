@@ -14,7 +14,8 @@ import pynvml
 import pytest
 import torch
 
-from bench.environment import cgroup, collect, host, noise, nvml, torch_build
+from bench.devices import _nvml as nvml
+from bench.environment import cgroup, collect, host, noise, torch_build
 from bench.environment.fingerprints import machine_fingerprint, software_fingerprint
 from bench.facts import DeviceFacts, DeviceState, Environment
 from bench.schema import columns
@@ -49,7 +50,7 @@ def test_machine_fingerprints_never_change() -> None:
 IN_MACHINE = {"cpu_model", "cpu_cores_physical", "memory_bytes", "device_name", "mig_profile"}
 IN_NEITHER = {
     "cpu_frequency_mhz", "memory_available_bytes", "swap_used_bytes", "pcie_generation",
-    "pcie_width", "compute_capability", "idle_power_w",
+    "pcie_width", "compute_capability", "idle_power_w", "clocks_locked",
     "other_processes",
     # Of the device: which of its kind, or what its product name says already.
     "device", "kind", "device_class", "device:memory_bytes", "simulated",
@@ -254,7 +255,9 @@ STATE = DeviceState(
     sm_clock_max_mhz=1410,
     application_sm_clock_mhz=1310,
     application_memory_clock_mhz=1115,
+    clocks_locked=True,
     persistence_mode=True,
+    compute_mode="exclusive_process",
     ecc=True,
     vbios="92.00",
     pcie_generation=1,
@@ -270,6 +273,8 @@ OPTIONAL = {
     "nvmlDeviceGetMaxClockInfo": ["sm_clock_max_mhz"],
     "nvmlDeviceGetApplicationsClock": ["application_sm_clock_mhz", "application_memory_clock_mhz"],
     "nvmlDeviceGetPersistenceMode": ["persistence_mode"],
+    "nvmlDeviceGetComputeMode": ["compute_mode"],
+    "nvmlDeviceGetCurrentClocksEventReasons": [],  # asked again by its former name
     "nvmlDeviceGetEccMode": ["ecc"],
     "nvmlDeviceGetVbiosVersion": ["vbios"],
     "nvmlDeviceGetCurrPcieLinkGeneration": ["pcie_generation"],
@@ -287,7 +292,7 @@ def test_the_state_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_nvml.install(monkeypatch)
     assert nvml.state("1234") == STATE
     assert nvml.driver() == "580.1"
-    assert nvml.busy() == {"GPU 0 (Test GPU)": 2}
+    assert nvml.gpus() == {"GPU 0 (Test GPU)": STATE}
     assert calls.count("nvmlInit") == calls.count("nvmlShutdown") == 3
 
 
@@ -309,7 +314,7 @@ def test_without_nvml_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
         assert nvml.state("1234") == DeviceState()
     fake_nvml.install(monkeypatch, nvmlInit=NOT_SUPPORTED)
     assert nvml.driver() is None
-    assert nvml.busy() == {}
+    assert nvml.gpus() == {}
 
 
 def test_a_slice_is_asked_about_through_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ class Rig:
     As on a GPU, a step returns at once; its time passes at the next synchronise.
     """
 
+    asynchronous = False
+
     def __init__(self, step_s: list[float]) -> None:
         self.now, self.queue_s = 0.0, 0.0
         self.events: list[str] = []
@@ -34,6 +36,15 @@ class Rig:
         self.events.append("synchronise")
         self.now += self.queue_s
         self.queue_s = 0.0
+
+    def mark(self) -> float:
+        """When the queue will have come here."""
+        self.events.append("mark")
+        return self.now + self.queue_s
+
+    def seconds(self, start: float, end: float) -> float:
+        assert self.queue_s == 0, "an event is read before it has happened"
+        return end - start
 
     def reset_peak(self) -> None:
         self.peak_reset_after = self.steps
@@ -66,6 +77,42 @@ def test_work_still_queued_before_a_sample_is_not_counted() -> None:
     rig.step()
     rig.step()
     assert rig.loop().timed(rig.step) == pytest.approx(0.25)
+
+
+class Skewed(Rig):
+    """Has a time of its own, which runs `rate` times as fast as the wall clock."""
+
+    asynchronous, rate = True, 1.0
+
+    def seconds(self, start: float, end: float) -> float:
+        return super().seconds(start, end) * self.rate
+
+
+@pytest.mark.parametrize(("rate", "disagree"), [(1.0, False), (1.04, False), (0.9, True)])
+def test_a_devices_own_clock_is_read_after_the_second_synchronise(
+    rate: float, disagree: bool
+) -> None:
+    """Each step's seconds by events; the sample is wall time however they differ."""
+    rig = Skewed([0.02])
+    rig.rate = rate
+    taken = rig.loop().throughput(rig.step)
+    assert taken.steps_per_sample == 3
+    assert taken.device_steps_s == pytest.approx([0.02 * rate] * 3 * len(taken.samples_s))
+    assert taken.device_samples_s == pytest.approx([0.06 * rate] * len(taken.samples_s))
+    assert taken.samples_s == pytest.approx([0.06] * len(taken.samples_s))
+    assert taken.clocks_disagree is disagree
+
+
+def test_steps_are_announced_before_the_clock_starts() -> None:
+    """Other ranks must know how many steps come next."""
+    rig = Rig([0.1])
+    loop = msgspec.structs.replace(
+        rig.loop(), announce=lambda count: rig.events.append(f"announce {count}")
+    )
+    loop.throughput(rig.step)
+    announced = sum(int(e.split()[1]) for e in rig.events if e.startswith("announce"))
+    assert announced == rig.steps
+    assert rig.events[:3] == ["announce 1", "synchronise", "clock"]
 
 
 def test_warm_up_is_detected_kept_and_left_out() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from bench import planning
 from bench.facts import DeviceFacts
-from bench.schedules import Grid
-from bench.schema import BUDGETS, Case
+from bench.schedules import Grid, LargestBatch, Schedule, Several
+from bench.schema import BUDGETS, Case, Key, Status, Trial, Tried
 
 CPU = DeviceFacts(device="cpu", kind="cpu", device_class="cpu", device_name="C")
 GPU = DeviceFacts(device="cuda:0", kind="cuda", device_class="gpu", device_name="G")
@@ -117,19 +119,68 @@ def test_a_grid_runs_every_case_once_a_round_interleaved(
     count: int, repeats: int, data: st.DataObject
 ) -> None:
     """From any interruption on, exactly the rest is left, in order 1 2 3 1 2 3."""
-    grid = Grid([Case(batch_size=n) for n in range(1, count + 1)], repeats, sentinel=False)
+    grid = Grid([Case(batch_size=n) for n in range(1, count + 1)], repeats)
     whole = grid.trials()
     assert [t.case.batch_size for t in whole] == list(range(1, count + 1)) * repeats
-    guarded = Grid(grid.cases, repeats).trials()
+    keys = data.draw(st.sets(st.sampled_from([t.key for t in whole])))
+    done = {key: Tried(status="measured", batch_size=1) for key in keys}
+    left = run_through(grid, done)
+    assert len(done) == count * repeats == grid.length(done)
+    assert [t.round for t in left] == sorted(t.round for t in left)
+    guarded = run_through(Several([grid], guarded=True), {})
     assert guarded[1:-1] == whole
     assert {t.purpose for t in (guarded[0], guarded[-1])} == {"sentinel"}
-    done = data.draw(st.sets(st.sampled_from([t.key for t in whole])))
-    left = []
-    while (trial := grid.next(done)) is not None:
-        left.append(trial)
-        done.add(trial.key)
-    assert len(done) == count * repeats
-    assert [t.round for t in left] == sorted(t.round for t in left)
+
+
+def run_through(
+    schedule: Schedule, done: dict[Key, Tried], ends: Callable[[int], Status] = lambda _: "measured"
+) -> list[Trial]:
+    """All tries a schedule wants; `ends` says how a batch size ends."""
+    wanted = []
+    while (trial := schedule.next(done)) is not None:
+        wanted.append(trial)
+        size = trial.case.batch_size
+        assert trial.key not in done, "the same try again"
+        done[trial.key] = Tried(status=ends(size), batch_size=size)
+    return wanted
+
+
+@given(st.integers(1, 5000), st.none() | st.integers(1, 5000), st.sampled_from([1, 2]))
+def test_the_largest_batch_that_fits_is_found(limit: int, ceiling: int | None, start: int) -> None:
+    """Doubling, then bisection; nothing beyond the ceiling is ever tried."""
+    done: dict[Key, Tried] = {}
+    search = LargestBatch(Case(batch_size=start), ceiling)
+    tries = run_through(search, done, lambda size: "measured" if size <= limit else "oom")
+    fits = [t.batch_size for t in done.values() if t.status == "measured"]
+    assert max(fits, default=0) == min(limit, ceiling or limit)
+    sizes = [t.case.batch_size for t in tries]
+    assert max(sizes) <= (ceiling or 2 * limit + 2)
+    assert len(sizes) == len(set(sizes)) <= 2 * math.log2(limit + 1) + 4
+    doubled = [t.case.batch_size for t in tries if t.purpose == "search"]
+    assert doubled == sorted(doubled)
+
+
+def test_a_search_ends_where_memory_is_not_the_reason() -> None:
+    """A failure says nothing of memory; a refusal of the first size is one of all."""
+    for status in ("failed", "timeout"):
+        ends = {1: "measured", 2: "measured", 4: status}
+        tries = run_through(LargestBatch(Case()), {}, lambda size: ends[size])  # type: ignore[return-value]  # noqa: B023
+        assert [t.case.batch_size for t in tries] == [1, 2, 4]
+    refused = run_through(LargestBatch(Case(batch_size=2)), {}, lambda _: "skipped")
+    assert [t.case.batch_size for t in refused] == [2]
+
+
+def test_auto_is_a_batch_size_for_a_search() -> None:
+    """Beside numbers; training begins at two images, as BatchNorm needs on small ones."""
+    plan = planning.override(
+        planning.load("one"), {"batch_size": ["auto", 4], "task": ["infer", "train"]}
+    )
+    planned = planning.expand(plan, [CPU], [], full=False)
+    assert {(p.case.task, p.case.batch_size) for p in planned if p.search} == {
+        ("infer", 1),
+        ("train", 2),
+    }
+    assert {p.case.batch_size for p in planned if not p.search} == {4}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import schema, store
-from bench.schema import Case
+from bench.schema import Case, Tried
 from tests.conftest import Bench
 from tests.records import record, write
 
@@ -153,20 +154,23 @@ def test_folders_of_two_machines_merge_by_copying(tmp_path: Path) -> None:
 
 def test_the_newest_unfinished_run_of_the_plan_is_found(tmp_path: Path) -> None:
     """Finished runs and other plans are not resumed."""
-    old = {"planned": 2, "run_id": "20260101T000000Z-aaaaaa"}
-    new = {"planned": 2, "run_id": "20260102T000000Z-bbbbbb"}
     write(
         tmp_path,
-        record(Case(batch_size=1), **old),
-        record(Case(batch_size=2), **new),
-        record(run_id="20260103T000000Z-cccccc", planned=1),
-        record(run_id="20260104T000000Z-dddddd", planned=2, plan_hash="other"),
+        record(Case(batch_size=1), run_id="20260101T000000Z-aaaaaa"),
+        record(Case(batch_size=2), run_id="20260102T000000Z-bbbbbb", status="oom"),
+        record(Case(batch_size=2), run_id="20260103T000000Z-cccccc"),
+        record(Case(batch_size=1), run_id="20260103T000000Z-cccccc"),
+        record(run_id="20260104T000000Z-dddddd", plan_hash="other"),
     )
-    machine = {"cpu_model": "Test CPU"}
-    found = store.unfinished_run(tmp_path, "0" * 12, machine)
-    assert found == ("20260102T000000Z-bbbbbb", [(Case(batch_size=2).case_id, 1, "grid")])
-    assert store.unfinished_run(tmp_path, "none", machine) is None
-    assert store.unfinished_run(tmp_path, "0" * 12, {"cpu_model": "Other CPU"}) is None
+
+    def find(plan: str = "0" * 12, cpu: str = "Test CPU") -> Any:
+        return store.unfinished_run(tmp_path, plan, {"cpu_model": cpu}, lambda d: len(d) < 2)
+
+    tried = Tried(status="oom", batch_size=2)
+    expected = {(Case(batch_size=2).case_id, 1, "grid"): tried}
+    assert find() == ("20260102T000000Z-bbbbbb", expected)
+    assert find(plan="none") is None
+    assert find(cpu="Other CPU") is None
 
 
 def test_a_new_record_never_takes_the_name_of_another(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ of a plan it takes) and a class `Device` with the methods below.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bench import energy, registry
 from bench.environment import host
-from bench.facts import DeviceFacts
+from bench.facts import DeviceFacts, DeviceReading
 from bench.schema import Case
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Device(Protocol):
     """What the harness asks of a device."""
 
     name: str
+    graphs: bool  # `capture` works
     asynchronous: bool  # work is enqueued; copies from pinned memory overlap with it
 
     def facts(self) -> DeviceFacts:
@@ -86,8 +88,40 @@ class Device(Protocol):
         """Most device memory held by the allocator since `reset_peak`, used or not."""
         ...
 
-    def slowdown(self) -> str | None:
-        """What holds the clocks down now: `hardware_slowdown`, `power_limited`; None: nothing."""
+    backend: str  # what torch.distributed talks through
+
+    def peers(self) -> int:
+        """How many devices like this one, itself the first, can train together here."""
+        ...
+
+    def peer(self, rank: int) -> str:
+        """Name of the device of a rank; rank 0 is this one."""
+        ...
+
+    def memory_limit_bytes(self) -> int | None:
+        """Most memory a case can have here."""
+        ...
+
+    def safe_memory_bytes(self) -> int | None:
+        """Memory a search may use up; None where running out of it hurts nobody."""
+        ...
+
+    def release(self) -> None:
+        """Give back what an out-of-memory error left behind."""
+        ...
+
+    def capture(
+        self, run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`run` recorded once on `images` and launched as a whole; only where `graphs`."""
+        ...
+
+    def reading(self) -> DeviceReading:
+        """What the driver says now. Raises DeviceLost."""
+        ...
+
+    def reading_notes(self) -> dict[str, str]:
+        """What it does not say, and why."""
         ...
 
     def classify(self, error: BaseException) -> ErrorKind:

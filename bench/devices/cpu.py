@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 import time
+from collections.abc import Callable
 
 import torch
 
 from bench import determinism, energy
 from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
-from bench.environment import host
-from bench.facts import DeviceFacts
+from bench.environment import cgroup, host
+from bench.facts import DeviceFacts, DeviceReading
 from bench.precisions import Precision
 from bench.schema import Case
 
 CLASS = "cpu"
+SAFE_SHARE = 0.8  # of the memory that is free
+
+Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 def found() -> list[str]:
@@ -35,6 +41,8 @@ class Device:
     """The CPU: nothing is asynchronous, memory is the host's."""
 
     asynchronous = False
+    graphs = False
+    backend = "gloo"
 
     def __init__(self, name: str) -> None:
         if name != "cpu":
@@ -124,9 +132,41 @@ class Device:
         """None: it is counted as host memory."""
         return None
 
-    def slowdown(self) -> str | None:
-        """Not known."""
-        return None
+    def peers(self) -> int:
+        """A process a core at most."""
+        return host.cores_usable()
+
+    def peer(self, rank: int) -> str:  # noqa: ARG002 - a device's method
+        """All ranks share the CPU."""
+        return self.name
+
+    def memory_limit_bytes(self) -> int:
+        """The tightest of the machine's memory, its container's and this process's limits."""
+        address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        limits = [host.memory_bytes(), cgroup.memory_limit_bytes()]
+        limits += [None if address_space == resource.RLIM_INFINITY else address_space]
+        return min(limit for limit in limits if limit is not None)
+
+    def safe_memory_bytes(self) -> int | None:
+        """Most of what is free: a machine without memory takes everybody with it."""
+        free = min(host.memory_available_bytes(), self.memory_limit_bytes())
+        return int(SAFE_SHARE * free)
+
+    def release(self) -> None:
+        """Cycles that hold tensors; the allocator keeps nothing."""
+        gc.collect()
+
+    def capture(self, run: Run, images: torch.Tensor) -> Run:
+        """There is nothing to capture."""
+        raise NotImplementedError("a CPU has no graphs")
+
+    def reading(self) -> DeviceReading:
+        """Nothing: the host's sensors watch it."""
+        return DeviceReading()
+
+    def reading_notes(self) -> dict[str, str]:
+        """Nothing is missing."""
+        return {}
 
     def classify(self, error: BaseException) -> ErrorKind:
         """torch's CPU allocator raises RuntimeError; its text is the only mark."""

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
 from bench import determinism, energy
 from bench.devices import ErrorKind, default_threads, float32_settings, force_float32
-from bench.environment import nvml
-from bench.facts import DeviceFacts
+from bench.devices import _nvml as nvml
+from bench.environment import cgroup
+from bench.errors import DeviceLost
+from bench.facts import DeviceFacts, DeviceReading
 from bench.precisions import Precision
 from bench.schema import Case
 
 CLASS = "gpu"
+CAPTURE_WARMUP = 3  # passes before a graph is captured, as torch's documentation does
+
+Run = Callable[[torch.Tensor], torch.Tensor]
 
 # A GPU without one of these kernel-driver nodes is not a GPU, whoever simulates it.
 DRIVER_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")
 DRIVER_NODES_ROCM = ("/dev/kfd",)
+PCI, NVIDIA = Path("/sys/bus/pci/devices"), "0x10de"  # vendor id
 
 
 def found() -> list[str]:
@@ -34,24 +42,72 @@ def found() -> list[str]:
 
 def why_none() -> str:
     """Why torch sees no GPU, as a sentence with the way out."""
-    if torch.version.cuda is None and torch.version.hip is None:
+    built = torch.version.cuda or torch.version.hip
+    if built is None:
         return (
             f"this torch ({torch.__version__}) is a CPU-only build; "
             "install a CUDA build from https://pytorch.org/get-started/locally/"
         )
     if not _marked_simulated() and not _driver_nodes():
+        return _no_driver()
+    newest = nvml.cuda_version()
+    if newest is not None and _number(newest) < _number(built):
+        return (
+            f"the driver ({nvml.driver()}) runs CUDA up to {newest}, this torch is built for "
+            f"CUDA {built}; update the driver, or install a torch build for CUDA {newest} or older"
+        )
+    return _driver_but_no_cuda()
+
+
+def _no_driver() -> str:
+    """No kernel-driver node: no GPU, no driver, or a container that was not given them."""
+    if not any(_vendor(path) == NVIDIA for path in PCI.glob("*/vendor")):
         return "no GPU and driver here (there is no kernel-driver node such as /dev/nvidiactl)"
+    kind = cgroup.container()
+    if kind not in (None, "none"):
+        return (
+            "an NVIDIA GPU is in this machine, but not in this container: start it with "
+            "`--gpus all`, which needs the NVIDIA container toolkit on the host"
+        )
+    return "an NVIDIA GPU is in this machine, but its kernel driver is not loaded: install it"
+
+
+def _vendor(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _driver_but_no_cuda() -> str:
+    """The driver is there: CUDA cannot start, or its GPUs are hidden."""
+    gpus = nvml.gpus()
+    held = [name for name, state in gpus.items() if state.compute_mode in nvml.CLOSED]
+    seen = f"NVML sees {', '.join(gpus)}, but " if gpus else ""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus and hidden is not None and torch.cuda.device_count() == 0:
+        return f"{seen}CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU from torch; unset it"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        return f"torch cannot start CUDA: {str(error).splitlines()[0]}"
-    return "torch finds no CUDA device; see CUDA_VISIBLE_DEVICES"
+        why = f"{seen}CUDA cannot start: {str(error).splitlines()[0]}"
+        if held:
+            return (
+                f"{why}; {held[0]} is in compute mode {gpus[held[0]].compute_mode}: end the "
+                "process that holds it, or `sudo nvidia-smi -c DEFAULT`"
+            )
+        return f"{why}; `sudo nvidia-modprobe -u` or a reboot may help" if gpus else why
+    return f"{seen}torch finds no CUDA device"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def noise() -> list[str]:
-    """Other processes that compute on the GPUs here, by NVML."""
+    """What makes the GPUs here noisy, by NVML."""
     return [
-        f"{processes} processes compute on {gpu} already" for gpu, processes in nvml.busy().items()
+        sentence for name, state in nvml.gpus().items() for sentence in nvml.noises(name, state)
     ]
 
 
@@ -74,11 +130,12 @@ class Device:
     """One GPU. Work is asynchronous; events mark points in its queue."""
 
     asynchronous = True
+    graphs = True
+    backend = "nccl"
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.index = int(name.partition(":")[2] or 0)
-        self._slowdown: Callable[[], str | None] | None = None
 
     def facts(self) -> DeviceFacts:
         """Name, memory, driver and state, as the runtime and NVML tell them."""
@@ -92,7 +149,7 @@ class Device:
             driver=nvml.driver(),
             simulated=simulated(),
             state=msgspec.structs.replace(
-                nvml.state(str(properties.uuid)),
+                nvml.state(self._uuid),
                 compute_capability=f"{properties.major}.{properties.minor}",
                 # `NVIDIA A100-SXM4-40GB MIG 3g.20gb`
                 mig_profile=properties.name.partition(" MIG ")[2] or None,
@@ -110,7 +167,7 @@ class Device:
             return (
                 f"this torch ({torch.__version__}) has no kernels for compute capability "
                 f"{major}.{minor} (it has {' '.join(torch.cuda.get_arch_list())}); "
-                "a torch built for an older CUDA may have them"
+                f"{_build_with_kernels(major, minor)}"
             )
         if precision.tf32 and major < 8:
             return (
@@ -160,7 +217,7 @@ class Device:
 
     def meter(self) -> energy.Meter:
         """NVML's reading of the whole board."""
-        return board_meter(str(torch.cuda.get_device_properties(self.index).uuid))
+        return self.board.meter()
 
     def synchronize(self) -> None:
         """Wait for everything enqueued on this GPU."""
@@ -188,52 +245,78 @@ class Device:
         """Most bytes torch's caching allocator held since the reset."""
         return torch.cuda.max_memory_reserved(self.index)
 
-    def slowdown(self) -> str | None:
-        """NVML's reasons for the clocks of this moment."""
-        if self._slowdown is None:
-            self._slowdown = nvml.slowdown(str(torch.cuda.get_device_properties(self.index).uuid))
-        return self._slowdown()
+    @cached_property
+    def board(self) -> nvml.Board:
+        """What NVML says of it; asked by the worker only."""
+        return nvml.Board(self._uuid)
+
+    @property
+    def _uuid(self) -> str:
+        return str(torch.cuda.get_device_properties(self.index).uuid)
+
+    def reading(self) -> DeviceReading:
+        """What NVML says now."""
+        return self.board.reading()
+
+    def reading_notes(self) -> dict[str, str]:
+        """What NVML does not say."""
+        return self.board.notes
+
+    def peers(self) -> int:
+        """GPUs of this product, counted from this one on."""
+        count = torch.cuda.device_count()
+        names = [torch.cuda.get_device_name(i) for i in range(self.index, count)]
+        like = itertools.takewhile(lambda name: name == names[0], names)
+        return len(list(like))
+
+    def peer(self, rank: int) -> str:
+        """The next ones in torch's order."""
+        return f"{self.name.partition(':')[0]}:{self.index + rank}"
+
+    def memory_limit_bytes(self) -> int | None:
+        """Memory of the GPU, or of the slice of it that is ours."""
+        return int(torch.cuda.mem_get_info(self.index)[1])
+
+    def safe_memory_bytes(self) -> int | None:
+        """None: the allocator's refusal is the answer a search is after."""
+        return None
+
+    def release(self) -> None:
+        """After an out-of-memory error: blocks the allocator keeps go back to the GPU."""
+        gc.collect()  # frames of the traceback hold tensors in cycles
+        torch.cuda.empty_cache()
+
+    def capture(self, run: Run, images: torch.Tensor) -> Run:
+        """Record `run` on `images` once, as a CUDA graph that is launched as a whole.
+
+        torch, "CUDA semantics", section "CUDA Graphs": warm up on a side stream,
+        capture, copy every input into the captured one. The result is overwritten by
+        the next call.
+        """
+        stream = torch.cuda.Stream(self.index)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(CAPTURE_WARMUP):  # cuDNN searches, the allocator fills
+                run(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = run(images)
+
+        def replay(fresh: torch.Tensor) -> torch.Tensor:
+            images.copy_(fresh, non_blocking=True)
+            graph.replay()
+            return logits
+
+        return replay
 
     def classify(self, error: BaseException) -> ErrorKind:
         """Sticky CUDA errors are fatal: nothing after them in this process counts."""
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             return "oom"
-        if isinstance(error, torch.AcceleratorError):
+        if isinstance(error, (torch.AcceleratorError, DeviceLost)):
             return "fatal"
         return "other"
-
-
-def board_meter(uuid: str) -> energy.Meter:
-    """The board's energy counter (Volta and newer), else its power, else why there is neither.
-
-    A MIG instance is no board: NVML does not know its UUID as a GPU's, and the
-    board's joules are not its own.
-    """
-    import pynvml
-
-    def reading(ask: Callable[[Any], int]) -> Callable[[], float | None]:
-        """NVML answers in thousandths."""
-
-        def read() -> float | None:
-            try:
-                return ask(handle) / 1000
-            except pynvml.NVMLError:
-                return None
-
-        return read
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except pynvml.NVMLError as error:
-        return energy.Unmetered(f"NVML does not know this device as a whole board ({error})")
-    joules = reading(pynvml.nvmlDeviceGetTotalEnergyConsumption)
-    if joules() is not None:
-        return energy.Counted("NVML, energy counter of the whole board", joules)
-    watts = reading(pynvml.nvmlDeviceGetPowerUsage)
-    if watts() is not None:
-        return energy.Integrated("NVML, the whole board", watts)
-    return energy.Unmetered("NVML tells neither energy nor power of this GPU")
 
 
 def _force_deterministic() -> list[str]:
@@ -250,6 +333,16 @@ def _force_deterministic() -> list[str]:
 def simulated_kernels() -> bool:
     """Whether the simulated runtime was told to run kernels this torch does not have."""
     return "ignore_arch_list = 1" in os.environ.get("CUDA_SIM_OVERRIDES", "")
+
+
+def _build_with_kernels(major: int, minor: int) -> str:
+    """Which wheel to take (pytorch/pytorch, RELEASE.md, CUDA support matrix; issue 190385)."""
+    where = "choose it at https://pytorch.org/get-started/locally/"
+    if (5, 0) <= (major, minor) < (7, 5):
+        return f"the CUDA 12.6 build of torch 2.14 or older has them: {where}"
+    if major >= 10:
+        return f"a build for CUDA 12.8 or newer has them: {where}"
+    return "no current build of torch has them; this GPU is too old, or a source build is needed"
 
 
 def _has_kernels(major: int, minor: int) -> bool:
