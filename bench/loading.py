@@ -92,7 +92,7 @@ class Loaders(Struct, frozen=True):
     def short(self) -> DataLoader[Any]:
         """Like `train`, but soon at its end: to time what happens between two epochs."""
         images = Decoded(self.source.train, self.case.image_size)
-        few = self.case.batch_size * (2 * self._workers + 1)
+        few = self.case.global_batch_size * (2 * self._workers + 1)
         return self._loader(Subset(images, range(min(few, len(images)))), shuffle=True, drop=True)
 
     def test(self, *, whole: bool = False) -> DataLoader[Any]:

@@ -232,7 +232,7 @@ def feeding_facts(
         "epoch_boundary_s": boundary,
     }
     if case.epochs is not None:
-        epochs, steps = case.epochs, images / case.batch_size
+        epochs, steps = case.epochs, images / case.global_batch_size
         interval = estimate.interval
         # Boundaries that fell into the samples are in the mean already.
         seen = work.fed.boundaries(kept) * boundary / len(kept)

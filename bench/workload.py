@@ -111,9 +111,9 @@ def data_refusal(case: Case, source: data.Source) -> str | None:
     if case.classes is not None and case.classes < source.classes:
         return f"the data has {source.classes} classes, the model only {case.classes}"
     images = source.train if case.task == "train" or source.test is None else source.test
-    if len(images) < case.batch_size and not case.full:
+    if len(images) < case.global_batch_size and not case.full:
         return (
-            f"{len(images)} images are fewer than one batch of {case.batch_size}; "
+            f"{len(images)} images are fewer than one batch of {case.global_batch_size}; "
             "use a smaller --batch-size"
         )
     return None
