@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from bench import selectors, sentinel, words
 from bench.errors import WrongUse
-from bench.schedules import FIT, SEARCH
+from bench.schedules import FIT, GRID, SEARCH
 from bench.schema import Case
 from bench.selectors import CASE_FIELDS, as_text
 from bench.stats.spread import spread
@@ -60,6 +60,8 @@ def newest(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, series in frame.groupby(SERIES, dropna=False, sort=False):
         last = series[series["run_id"] == series["run_id"].max()]
+        if (last["purpose"] == GRID).any():  # a search's try of the same case is no round of it
+            last = last[last["purpose"] == GRID]
         rows.append(last.iloc[-1] if len(last) == 1 else _merged(last))
     return pd.DataFrame(rows, columns=[*frame.columns, "spread"]).reset_index(drop=True)
 
@@ -99,7 +101,7 @@ def _between(rounds: pd.DataFrame) -> dict[str, Any]:
 
 
 NOTE_COLUMNS = [
-    "run_id", "purpose", "round", "status", "reason", "case_id", "batch_size",
+    "run_id", "purpose", "round", "status", "reason", "case_id", "batch_size", "simulated",
     "throughput_images_per_s", "throughput_ci_low", "throughput_ci_high",
 ]  # fmt: skip
 
@@ -121,22 +123,46 @@ def largest_batches(frame: pd.DataFrame, runs: set[str]) -> list[str]:
 
 
 def _largest(name: str, tries: pd.DataFrame) -> str:
+    marked = "SIMULATED, not a measurement: " if tries["simulated"].any() else ""
     fits = tries[tries["status"] == "measured"]
     if fits.empty:
-        return f"{name}: no batch size was found that runs: {tries['reason'].iloc[0]}"
+        return f"{marked}{name}: no batch size was found that runs: {tries['reason'].iloc[0]}"
     most = int(fits["batch_size"].max())
-    more = tries[tries["batch_size"] > most].sort_values("batch_size")
-    why = "more was not tried: by its forecast it could take the memory others need"
-    if len(more):
-        row = more.iloc[0]
-        why = f"{int(row['batch_size']):,}: {row['status']}"
-    timed = fits[fits["purpose"] == SEARCH]
-    best = timed.sort_values("throughput_images_per_s").iloc[-1]
-    rate, low, high = (best[f"throughput_{x}"] for x in ("images_per_s", "ci_low", "ci_high"))
+    return f"{marked}{name}: {_why_not_more(most, tries)}{_fastest(fits)}."
+
+
+def _why_not_more(most: int, tries: pd.DataFrame) -> str:
+    """What is known of the sizes beyond the largest that fits."""
+    more = tries[tries["batch_size"] > most].sort_values("batch_size").to_dict("records")
+    ended = [row for row in more if row["status"] in ("failed", "timeout")]
+    if ended:
+        last = ended[0]
+        return (
+            f"a batch of {most:,} fits; the search ended at {last['batch_size']:,} "
+            f"({last['status']}), which says nothing of memory"
+        )
+    if more:
+        first = more[0]
+        return (
+            f"the largest batch that fits is {most:,} ({first['batch_size']:,}: {first['status']})"
+        )
     return (
-        f"{name}: the largest batch that fits is {most:,} ({why}); of the sizes 1, 2, 4, … the "
-        f"fastest is {int(best['batch_size']):,}: {words.rate(rate)} images/s "
-        f"{words.half_width(rate, low, high)}."
+        f"the largest batch tried is {most:,}; by its forecast more could take the memory that "
+        "others need, or the search was interrupted"
+    )
+
+
+def _fastest(fits: pd.DataFrame) -> str:
+    """Of the sizes that were measured as the plan says."""
+    timed = fits[fits["purpose"] == SEARCH].sort_values("throughput_images_per_s")
+    if timed.empty:
+        return ""
+    best = timed.iloc[-1]
+    rate, low, high = (best[f"throughput_{x}"] for x in ("images_per_s", "ci_low", "ci_high"))
+    sizes = ", ".join(f"{size:,}" for size in sorted(timed["batch_size"]))
+    return (
+        f"; the fastest of {sizes} is {int(best['batch_size']):,} with {words.rate(rate)} images/s "
+        f"{words.half_width(rate, low, high)}"
     )
 
 

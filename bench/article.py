@@ -19,6 +19,7 @@ JOB = {
     "classes": 10,
     "epochs": 10,
     "weights": "random",
+    "world_size": 1,
     "epoch_images": 50_000,  # 10 epochs of fewer images are another job
 }
 PRINTED = {"recipe": "adam", "memory_format": "contiguous", "loader_workers": 0}

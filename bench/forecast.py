@@ -47,27 +47,27 @@ class Elsewhere(Delegate):
 
 def forecast(case: Case, device: Device) -> Forecast:
     """Of one device's share of the case; the device need not be here."""
+    peak_bytes, flops_per_image = _traced(case, device)
+    torchs_own = PRECISIONS[case.precision].kind == "float"
+    return Forecast(peak_bytes=peak_bytes if torchs_own else None, flops_per_image=flops_per_image)
+
+
+def _traced(case: Case, device: Device) -> tuple[int, float]:
+    """Peak bytes and operations an image of torch's own operators."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return _forecast(case, device)
-
-
-def _forecast(case: Case, device: Device) -> Forecast:
-    layout = getattr(torch, LAYOUTS[case.memory_format])
-    classes = case.classes or DEFAULT_CLASSES
-    model = models.build(case.model, "random", classes, case.seed)
-    shape = (case.batch_size, 3, case.image_size, case.image_size)
-    images = torch.empty(shape).to(memory_format=layout)
-    step, held = _step(case, model, images, device)
-    step()  # optimizer state exists from the second step on
-    tracker, flops = MemTracker(), FlopCounterMode(display=False)
-    tracker.track_external(*held)
-    with tracker, flops:
-        step()
+        layout = getattr(torch, LAYOUTS[case.memory_format])
+        classes = case.classes or DEFAULT_CLASSES
+        model = models.build(case.model, "random", classes, case.seed)
+        shape = (case.batch_size, 3, case.image_size, case.image_size)
+        images = torch.empty(shape).to(memory_format=layout)
+        step, held = _step(case, model, images, device)
+        step()  # optimizer state exists from the second step on
+        tracker, flops = MemTracker(), FlopCounterMode(display=False)
+        tracker.track_external(*held)
+        with tracker, flops:
+            step()
     peak = max(int(p["Total"]) for p in tracker.get_tracker_snapshot("peak").values())
-    return Forecast(
-        peak_bytes=peak if PRECISIONS[case.precision].kind == "float" else None,
-        flops_per_image=flops.get_total_flops() / case.batch_size,
-    )
+    return peak, flops.get_total_flops() / case.batch_size
 
 
 def _step(
@@ -96,17 +96,20 @@ def _step(
 def largest(case: Case, device: Device) -> int | None:
     """Images of the largest batch whose forecast fits in the memory that may be used safely.
 
-    None where running out is harmless, or where there is no forecast. Memory is all but a
-    straight line in the batch size: weights and optimizer, and so much an image.
+    None where running out is harmless; 0 where there is no forecast to go by. Memory is
+    all but a straight line in the batch size: weights and optimizer, and so much an image.
+    Ranks that share the memory have their share of it. What other engines and INT8 hold
+    is taken for as much as torch's own operators hold in fp32, from which they start.
     """
     safe = device.safe_memory_bytes()
     if safe is None:
         return None
+    safe //= case.world_size
     below, above = (0, 0), (FIRST, _peak(case, device, FIRST))  # sizes and their bytes
     while 0 < above[1] <= safe:
         below, above = above, (4 * above[0], _peak(case, device, 4 * above[0]))
     if above[1] == 0:
-        return None
+        return 0
     for _ in range(TURNS):
         share = (safe - below[1]) / (above[1] - below[1])
         size = below[0] + int(share * (above[0] - below[0]))
@@ -119,8 +122,9 @@ def largest(case: Case, device: Device) -> int | None:
 
 def _peak(case: Case, device: Device, size: int) -> int:
     """Forecast bytes of this batch size; 0 where there is none."""
-    found = quietly(msgspec.structs.replace(case, batch_size=size), device)
-    return (found.peak_bytes if found else None) or 0
+    with contextlib.suppress(Exception):
+        return _traced(msgspec.structs.replace(case, batch_size=size), device)[0]
+    return 0
 
 
 def quietly(case: Case, device: Device) -> Forecast | None:

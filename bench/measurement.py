@@ -65,7 +65,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
         None
     )
     peak_host_memory_bytes: Annotated[
-        int | None, doc("high-water mark of the worker and its loaders after set-up")
+        int | None,
+        doc("high-water mark of the worker and its loaders after set-up; of rank 0 only"),
     ] = None
     peak_device_memory_bytes: Annotated[
         int | None, doc("most memory allocated on the device from step 2 on")
@@ -181,7 +182,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     forecast_peak_bytes: Annotated[
         int | None,
-        doc("peak memory forecast before the run: tensors only, no library's workspace or context"),
+        doc("forecast of a rank's peak: tensors only, no library's workspace, no context"),
     ] = None
     flops_per_image: Annotated[
         float | None, doc("operations of convolutions and products an image; a multiply-add is 2")

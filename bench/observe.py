@@ -28,6 +28,7 @@ PERCENTILES = {
     "p99": (0.99, 400),
     "p999": (0.999, 4000),
 }
+ROOM_FOR_FORECAST_S = 30.0
 NAMES_KEPT = 20  # corrupt images named in a record
 
 
@@ -40,6 +41,7 @@ def observe(
     """
     case = order.case
     unsettled = determinism.listen()
+    every_thread = default_threads()  # before a case sets its own number
     work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
     spent = Spent(_meter(work.device, case), order.idle_power_w)
     watch = Watch(sensors.HostWatch(order.root), work.device, spent)
@@ -76,7 +78,7 @@ def observe(
     if peak_known:
         found["peak_host_memory_bytes"] = sensors.peak_host_memory_bytes()
     if order.purpose == sentinel.PURPOSE:
-        found |= host_peaks(work.device)
+        found |= host_peaks(work.device, every_thread)
     else:
         found |= needs(order, work.device, found["throughput_images_per_s"])
     found |= results(case, work) | corrupt_facts(work)
@@ -109,9 +111,9 @@ def _sentinel(case: Case) -> workload.Work:
     )
 
 
-def host_peaks(device: Device) -> dict[str, Any]:
-    """The fastest matrix products the host can do, with all its cores."""
-    torch.set_num_threads(default_threads())
+def host_peaks(device: Device, threads: int) -> dict[str, Any]:
+    """The fastest matrix products the host can do with so many threads."""
+    torch.set_num_threads(threads)
     found = {"gemm_fp32_tflops": sentinel.peak_tflops(torch.float32)}
     if device.emulates(PRECISIONS["amp-bf16"]) is None:
         found["gemm_bf16_tflops"] = sentinel.peak_tflops(torch.bfloat16)
@@ -121,7 +123,9 @@ def host_peaks(device: Device) -> dict[str, Any]:
 def needs(order: Order, device: Device, images_per_s: float) -> dict[str, Any]:
     """What was forecast, and the share of the device's peak that was reached."""
     case, precision = order.case, PRECISIONS[order.case.precision]
-    expected = forecast.quietly(case, device)
+    left_s = order.started + order.budget.timeout_s - time.monotonic()
+    # Seconds of work for a fact about the case: never worth its record.
+    expected = forecast.quietly(case, device) if left_s > ROOM_FOR_FORECAST_S else None
     if expected is None:
         return {}
     key = peaks.unit(precision, device.autocast_dtype(precision))

@@ -303,12 +303,12 @@ def _for_class(values: Any, kind: str) -> list[Any]:
 def _case(values: dict[str, Any]) -> Case:
     """Fill in what follows from the rest.
 
-    Only training has epochs and several devices. Whole epochs and real images come
+    Only training has epochs. Whole epochs and real images come
     through a loader, of two workers for real images where the plan does not say;
     inference takes its images from the device.
     """
     if values.get("task", "infer") == "infer":
-        values |= {"epochs": None, "loader_workers": None, "world_size": 1}
+        values |= {"epochs": None, "loader_workers": None}
     elif values.get("loader_workers") is None:
         real = split(values.get("data", "synthetic"))[0] != "synthetic"
         values["loader_workers"] = 2 if real else 0 if values.get("epochs") else None

@@ -119,9 +119,10 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End the child and its whole process group."""
-        if self.process.pid is not None and self.process.is_alive():
-            for end in (os.killpg, os.kill):
+        """End the child and its whole process group, which may have outlived it."""
+        if self.process.pid is not None:
+            ends = (os.killpg, os.kill) if self.process.is_alive() else (os.killpg,)
+            for end in ends:
                 with contextlib.suppress(OSError):
                     end(self.process.pid, signal.SIGKILL)
             self.process.join(5)

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from bench import processes, words
+from bench.errors import NothingWorks
 from bench.messages import Checked, Forecast, Foreseen, Survey
 from bench.planning import Plan, Planned, asked_devices, expand, plan_hash
 from bench.schedules import Grid, LargestBatch, Schedule, Several
@@ -14,6 +15,11 @@ from bench.schema import Case
 # No model here takes more for training in fp32 (resnet152: 0.25 GB); images after a stem that
 # keeps their size are like images four times as wide.
 MOST_BYTES_PER_IMAGE, WIDER = 300e6, 4
+FORECAST_S = 60.0  # patience with one forecast
+UNLIMITED = (
+    "no forecast can be made of its memory, and a search without one could take the memory of "
+    "everybody here; name sizes with --batch-size"
+)
 
 
 class Ready(Struct, frozen=True):
@@ -43,14 +49,23 @@ class Ready(Struct, frozen=True):
     def schedule(self) -> Schedule:
         """Everything this run has to try."""
         grid = Grid(self.cases, self.plan.repeats)
-        sought = [LargestBatch(c, self.ceilings.get(c.case_id)) for c in self.searches]
+        timeout_s = self.plan.budget.timeout_s
+        sought = [LargestBatch(c, timeout_s, self.ceilings.get(c.case_id)) for c in self.searches]
         some = any(c.case_id not in self.refusals for c in [*self.cases, *self.searches])
         return Several([grid, *sought], guarded=some)
 
     def memory_bytes(self, case: Case) -> int | None:
-        """Memory of the case's device; None where it is not here."""
-        found = (d.memory_bytes for d in self.survey.devices if d.device == case.device)
-        return next(found, None)
+        """Memory a rank of the case can have; None where its device is not here.
+
+        On the host that is the container's limit, and ranks share it.
+        """
+        device = next((d for d in self.survey.devices if d.device == case.device), None)
+        if device is None or device.memory_bytes is None:
+            return None
+        if device.device_class != "cpu":
+            return device.memory_bytes
+        limit = self.survey.environment.memory_limit_bytes or device.memory_bytes
+        return min(limit, device.memory_bytes) // case.world_size
 
     def too_large(self) -> list[str]:
         """A sentence for each case whose forecast is more than its device has."""
@@ -103,11 +118,18 @@ def _foreseen(ready: Ready, cases: list[Case]) -> Ready:
     if not cases and not searches:
         return ready
     question = msgspec.json.encode(["foresee", [cases, searches]])
-    answer = processes.ask("bench.preflight", question, timeout_s=600)
-    found = msgspec.json.decode(answer, type=Foreseen)
+    try:
+        patience_s = FORECAST_S * (len(cases) + 10 * len(searches))
+        answer = processes.ask("bench.preflight", question, timeout_s=patience_s)
+        found = msgspec.json.decode(answer, type=Foreseen)
+    except NothingWorks:  # a forecast is never worth a run
+        found = Foreseen(forecasts=[None] * len(cases), ceilings=[0] * len(searches))
     forecasts = {c.case_id: f for c, f in zip(cases, found.forecasts, strict=True) if f}
-    limits = {c.case_id: n for c, n in zip(searches, found.ceilings, strict=True) if n}
-    return msgspec.structs.replace(ready, forecasts=forecasts, ceilings=limits)
+    limits = {c.case_id: n for c, n in zip(searches, found.ceilings, strict=True) if n is not None}
+    unknown = {name: UNLIMITED for name, most in limits.items() if most == 0}
+    return msgspec.structs.replace(
+        ready, forecasts=forecasts, ceilings=limits, refusals=ready.refusals | unknown
+    )
 
 
 def _refusals(planned: list[Planned], *, fetch: bool) -> dict[str, str]:

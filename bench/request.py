@@ -48,6 +48,8 @@ def execute(asked: Request) -> int:
 
     announce("Loading torch and looking at the machine …")
     found = ready.prepare(plan, full=asked.full, fetch=not asked.dry_run)
+    if asked.full and found.searches:
+        raise WrongUse("--full trains whole epochs, --batch-size auto tries many sizes: not both.")
     if asked.full and not any(c.full for c in found.cases):
         raise WrongUse("--full trains whole epochs; name them with --epochs N or --plan article.")
     if asked.dry_run:
@@ -99,8 +101,6 @@ def resolve(asked: Request) -> planning.Plan:
     flags = {name: _values(name, texts) for name, texts in asked.axes.items()}
     if asked.deterministic:
         flags["deterministic"] = [False, True]  # the twin without it says what it costs
-    if asked.full and planning.AUTO in flags.get("batch_size", ()):
-        raise WrongUse("--full trains whole epochs; --batch-size auto tries many sizes: not both.")
     plan = planning.override(plan, flags)
     if asked.repeats is not None and asked.repeats < 1:
         raise WrongUse(f"--repeats: expected 1 or more, not {asked.repeats}.")

@@ -14,7 +14,7 @@ from msgspec import Struct
 from bench import sentinel
 from bench.schema import Budget, Case, Key, Trial, Tried
 
-SEARCH, FIT = "search", "fit"  # purposes
+GRID, SEARCH, FIT = "grid", "search", "fit"  # purposes
 # Only whether it fits: the throughput of such a try is a by-product.
 FIT_BUDGET = Budget(
     name=FIT, min_seconds=0.1, max_seconds=0.5, latency_requests=1, latency_seconds=0.1
@@ -63,6 +63,7 @@ class LargestBatch(Struct, frozen=True):
     """
 
     case: Case
+    timeout_s: float
     ceiling: int | None = None
 
     def next(self, done: Done) -> Trial | None:
@@ -79,7 +80,8 @@ class LargestBatch(Struct, frozen=True):
             return Trial(case=self._of(size), purpose=SEARCH) if size > low else None
         if high - low <= 1:
             return None
-        return Trial(case=self._of((low + high) // 2), purpose=FIT, budget=FIT_BUDGET)
+        budget = msgspec.structs.replace(FIT_BUDGET, timeout_s=self.timeout_s)
+        return Trial(case=self._of((low + high) // 2), purpose=FIT, budget=budget)
 
     def length(self, done: Done) -> int:
         """Tries so far, and the next."""
@@ -110,12 +112,14 @@ class Several(Struct, frozen=True):
             Trial(case=sentinel.CASE, round=r, purpose=sentinel.PURPOSE, budget=sentinel.BUDGET)
             for r in (1, 2)
         )
+        if self.guarded and last.key in done:
+            return None  # a search may go further now, but this run has been closed
         if self.guarded and first.key not in done:
             return first
         for part in self.parts:
             if (trial := part.next(done)) is not None:
                 return trial
-        return last if self.guarded and last.key not in done else None
+        return last if self.guarded else None
 
     def length(self, done: Done) -> int:
         """The sentinel is not counted."""

@@ -169,7 +169,10 @@ class Record(Struct, frozen=True, kw_only=True):
     round: Annotated[int, doc("which repetition, from 1")]
     purpose: Annotated[
         str,
-        doc("why it was tried: `grid` for a case, `sentinel` for the fixed work first and last"),
+        doc(
+            "why it was tried: `grid` for a case, `search` and the short `fit` for the largest "
+            "batch, `sentinel` for the fixed work first and last"
+        ),
     ]
     started_at: Annotated[datetime, doc("UTC")]
     seconds: Annotated[float, doc("wall seconds of the whole try, process start included")]

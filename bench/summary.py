@@ -11,12 +11,14 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from bench import words
-from bench.schema import WARNINGS, Case, Record
+from bench.schedules import FIT
+from bench.schema import WARNINGS, Record
 from bench.stats.spread import spread
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bench.messages import Forecast
     from bench.ready import Ready
 
 
@@ -25,24 +27,25 @@ NAMED = 2  # cases a warning names at the end of a run
 
 def print_plan(ready: Ready) -> None:
     """Each case, and why it cannot run here if it cannot."""
-    for case in [*ready.cases, *ready.searches]:
+    for case in ready.cases:
         reason = ready.refusals.get(case.case_id)
-        name = case.case_id + (" and larger" if case in ready.searches else "")
-        print(f"{name}  {'skipped: ' + reason if reason else 'would run'}{_need(case, ready)}")
+        need = _need(ready.forecasts.get(case.case_id), ready.memory_bytes(case))
+        print(f"{case.case_id}  {'skipped: ' + reason if reason else 'would run'}{need}")
+    for case in ready.searches:
+        reason, most = ready.refusals.get(case.case_id), ready.ceilings.get(case.case_id)
+        how = "would seek the largest batch, in one round"
+        how += f", up to {most:,} by the forecast of its memory" if most else ""
+        print(f"{case.case_id} and larger  {'skipped: ' + reason if reason else how}")
     rounds = f" × {ready.plan.repeats} rounds" if ready.plan.repeats > 1 else ""
     everything = [*ready.cases, *ready.searches]
     runnable = sum(c.case_id not in ready.refusals for c in everything)
     print(f"{len(everything)} cases{rounds}, {runnable} can run here; nothing was measured.")
 
 
-def _need(case: Case, ready: Ready) -> str:
+def _need(expected: Forecast | None, memory: int | None) -> str:
     """The forecast peak beside the device's memory."""
-    if case.case_id in ready.ceilings:
-        return f", up to batch {ready.ceilings[case.case_id]:,} by the forecast of its memory"
-    expected = ready.forecasts.get(case.case_id)
     if expected is None or expected.peak_bytes is None:
         return ""
-    memory = ready.memory_bytes(case)
     of = f" of the device's {words.mebibytes(memory)}" if memory else ""
     return f"; needs at least {words.mebibytes(expected.peak_bytes)}{of}"
 
@@ -56,10 +59,11 @@ def tell(
     about the whole run.
     """
     out = sys.stderr if json else sys.stdout
+    cases = [r for r in records if r.purpose != FIT]  # its short tries have no numbers to show
     if records and not json:
-        table(records, out)
-        explain(records, out)
-        for sentence in deterministic_costs(records):
+        table(cases, out)
+        explain(cases, out)
+        for sentence in deterministic_costs(cases):
             print(sentence, file=out)
     for note in notes:
         print(note, file=out)

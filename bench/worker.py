@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from bench import ranks, sensors
+from bench import forecast, ranks, sensors
 from bench.errors import Refused
 from bench.measure import Live, Tell
 from bench.measurement import Measurement
@@ -30,9 +30,7 @@ def main(connection: Connection, payload: bytes) -> None:
         try:
             outcome = measured(order, connection)
         except Refused as refused:
-            # A loader's worker wraps the message in its traceback; the end is ours.
-            reason = str(refused).rpartition("Refused: ")[2].strip()
-            outcome = Outcome(status="skipped", reason=reason)
+            outcome = skipped(refused)
         except Exception as error:  # a case's failure is a result: it becomes a record
             traceback.print_exc()
             outcome = failed(order, error)
@@ -46,6 +44,11 @@ def main(connection: Connection, payload: bytes) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(0)
+
+
+def skipped(refused: Refused) -> Outcome:
+    """A loader's worker wraps the message in its traceback; the end is ours."""
+    return Outcome(status="skipped", reason=str(refused).rpartition("Refused: ")[2].strip())
 
 
 def measured(order: Order, connection: Connection) -> Outcome:
@@ -91,16 +94,23 @@ def exhausted(case: Case, message: str) -> Outcome:
     from bench.devices import open_device
 
     device = open_device(case.device)
-    held = device.peak_memory_bytes() or sensors.peak_host_memory_bytes()
+    held = device.peak_memory_bytes()
+    if held is None:  # its memory is the host's
+        held = sensors.peak_host_memory_bytes()
     limit = device.memory_limit_bytes()
     device.release()
+    expected = forecast.quietly(case, device)
     of = ""
     if held is not None and limit is not None:
         of = f"; it held {held / 2**20:,.0f} of {limit / 2**20:,.0f} MiB"
     return Outcome(
         status="oom",
         reason=f"batch {case.batch_size} does not fit{of}: {message}",
-        measurement=Measurement(oom_allocated_bytes=held, oom_limit_bytes=limit),
+        measurement=Measurement(
+            oom_allocated_bytes=held,
+            oom_limit_bytes=limit,
+            forecast_peak_bytes=expected.peak_bytes if expected else None,
+        ),
     )
 
 

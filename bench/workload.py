@@ -93,6 +93,8 @@ def _batch_norm_refusal(case: Case) -> str | None:
 def _world_refusal(case: Case, device: Device) -> str | None:
     if case.world_size == 1:
         return None
+    if case.task != "train":
+        return "several devices are for training; infer with --world-size 1"
     if case.full:
         return "--full trains on one device; leave out --world-size"
     if case.world_size > device.peers():

@@ -61,6 +61,23 @@ MUTATIONS = (
         ("tests/test_cuda_device.py",),
     ),
     Mutation(
+        "the loop does not reset the peak",
+        "bench/measure.py",
+        "        self.device.reset_peak()  # optimizer state exists from now on\n",
+        "",
+        ("tests/test_measure.py",),
+    ),
+    Mutation(
+        "events are read before the second synchronise",
+        "bench/measure.py",
+        "        seconds = self.timed(step, count, lambda: marks.append(self.device.mark()))\n"
+        "        return seconds,",
+        "        seconds = self.timed(step, count, lambda: marks.append(self.device.mark()))\n"
+        "        step()\n"
+        "        return seconds,",
+        ("tests/test_measure.py",),
+    ),
+    Mutation(
         "NVML is asked by index, not by UUID",
         "bench/devices/_nvml.py",
         'ask(pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{uuid}")',

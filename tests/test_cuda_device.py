@@ -180,10 +180,27 @@ captured = len(calls)
 fresh = torch.tensor([3.0] * 4).cuda()
 out = replay(fresh)
 device.synchronize()
-say(captured=captured, calls=len(calls), copied=first.tolist())
+device.reset_peak()
+replay(fresh)
+say(captured=captured, calls=len(calls), copied=first.tolist(), peak=device.peak_memory_bytes())
 """)
     assert found["captured"] == found["calls"] == cuda.CAPTURE_WARMUP + 1
     assert found["copied"] == [3.0] * 4
+    assert found["peak"] >= 3 * 512  # both inputs and the result, in the allocator's blocks
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (MemoryError(), "oom"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "other"),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, kind: str) -> None:
+    """Libraries and the host run out of memory too, at the edge a search visits."""
+    assert cuda.Device("cuda:0").classify(error) == kind
 
 
 @pytest.mark.parametrize(
@@ -229,7 +246,7 @@ def test_a_container_without_the_runtime(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_makes_a_gpu_noisy() -> None:
     """Others, MIG, unlocked clocks, persistence, a lowered power limit: a sentence each."""
     state = DeviceState(
-        other_processes=2, mig_mode=True, clocks_locked=False, persistence_mode=False,
+        other_processes=2, mig_mode=True, sm_clock_max_mhz=1410, persistence_mode=False,
         compute_mode="exclusive_process", power_limit_w=250.0, power_limit_default_w=400.0,
     )  # fmt: skip
     text = "\n".join(nvml.noises("GPU 0", state))

@@ -59,6 +59,22 @@ def test_the_largest_batch_is_where_the_forecast_meets_the_memory() -> None:
     assert forecast.largest(case, open_device("cuda:0")) is None
 
 
+def test_a_search_without_a_forecast_is_not_let_loose() -> None:
+    """INT8 is bound by what fp32 would take; ranks share the host; no forecast, no search."""
+    case = Case(model="resnet18", image_size=64, precision="int8")
+    cpu = open_device("cpu")
+    assert forecast.largest(case, cpu) == pytest.approx(
+        forecast.largest(msgspec.structs.replace(case, precision="fp32"), cpu), rel=0.2
+    )
+    train = msgspec.structs.replace(case, task="train", precision="fp32")
+    both = msgspec.structs.replace(train, world_size=2)
+    alone, shared = forecast.largest(train, cpu), forecast.largest(both, cpu)
+    assert alone is not None
+    assert shared == pytest.approx(alone / 2, rel=0.2)
+    impossible = msgspec.structs.replace(case, model="no such model")
+    assert forecast.largest(impossible, cpu) == 0
+
+
 @pytest.mark.slow
 def test_a_dry_run_forecasts_a_device_that_is_not_here(bench: Bench) -> None:
     """On a laptop too, `--device cuda` says what a case will need."""

@@ -149,7 +149,7 @@ def run_through(
 def test_the_largest_batch_that_fits_is_found(limit: int, ceiling: int | None, start: int) -> None:
     """Doubling, then bisection; nothing beyond the ceiling is ever tried."""
     done: dict[Key, Tried] = {}
-    search = LargestBatch(Case(batch_size=start), ceiling)
+    search = LargestBatch(Case(batch_size=start), 300.0, ceiling)
     tries = run_through(search, done, lambda size: "measured" if size <= limit else "oom")
     fits = [t.batch_size for t in done.values() if t.status == "measured"]
     assert max(fits, default=0) == min(limit, ceiling or limit)
@@ -164,9 +164,9 @@ def test_a_search_ends_where_memory_is_not_the_reason() -> None:
     """A failure says nothing of memory; a refusal of the first size is one of all."""
     for status in ("failed", "timeout"):
         ends = {1: "measured", 2: "measured", 4: status}
-        tries = run_through(LargestBatch(Case()), {}, lambda size: ends[size])  # type: ignore[return-value]  # noqa: B023
+        tries = run_through(LargestBatch(Case(), 300.0), {}, lambda size: ends[size])  # type: ignore[return-value]  # noqa: B023
         assert [t.case.batch_size for t in tries] == [1, 2, 4]
-    refused = run_through(LargestBatch(Case(batch_size=2)), {}, lambda _: "skipped")
+    refused = run_through(LargestBatch(Case(batch_size=2), 300.0), {}, lambda _: "skipped")
     assert [t.case.batch_size for t in refused] == [2]
 
 

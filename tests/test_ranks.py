@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -54,9 +55,40 @@ def test_a_rank_that_dies_ends_all_and_is_one_record(tmp_path: Path) -> None:
     lines = [run.stdout.readline() for _ in range(2)]  # the sentinel, the case of two ranks
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
-    assert '"status":"failed"' in lines[1]
-    assert "rank" in lines[1]
-    assert not [p for p in psutil.process_iter(["cmdline"]) if "bench.rank" in cmdline(p)]
+    record = json.loads(lines[1])
+    assert (record["status"], record["reason"]) == ("failed", "rank 1 was ended by SIGKILL")
+    assert not left_behind()
+
+
+@pytest.mark.parametrize("end", ["timeout", "worker"])
+def test_no_rank_outlives_its_case(tmp_path: Path, end: str) -> None:
+    """Cut off while ranks still import torch, or by the death of the worker above torchrun."""
+    seconds = "4" if end == "timeout" else "90"
+    arguments = [*TRAIN, "--max-seconds", "60", "--world-size", "2", "--timeout", seconds]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "bench", "run", *arguments, "--json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    if end == "worker":
+        torchrun = wait_for_rank("1").parent()
+        assert torchrun is not None
+        worker = torchrun.parent()
+        assert worker is not None
+        worker.kill()
+    out, _ = run.communicate(timeout=120)
+    record = next(r for r in map(json.loads, out.splitlines()) if r["purpose"] == "grid")
+    assert record["status"] == ("timeout" if end == "timeout" else "failed")
+    time.sleep(1)
+    assert not left_behind()
+
+
+def left_behind() -> list[psutil.Process]:
+    """Ranks and torchruns that are still there."""
+    names = ("bench.rank", "bench.torchrun")
+    return [p for p in psutil.process_iter() if any(name in whole(p) for name in names)]
 
 
 def wait_for_rank(number: str) -> psutil.Process:
@@ -74,12 +106,16 @@ def wait_for_rank(number: str) -> psutil.Process:
 
 
 def cmdline(process: psutil.Process) -> str:
+    """Of a rank; torchrun's own command names the module too."""
+    line = whole(process)
+    return "" if "bench.torchrun" in line else line
+
+
+def whole(process: psutil.Process) -> str:
     try:
-        line = " ".join(process.cmdline())
+        return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-    # torchrun's own command names the module too.
-    return "" if "torch.distributed.run" in line else line
 
 
 def test_more_ranks_than_devices_are_refused(bench: Bench) -> None:
@@ -89,7 +125,7 @@ def test_more_ranks_than_devices_are_refused(bench: Bench) -> None:
     assert done.code == 3
     assert "as many devices of one kind" in done.cases[0]["reason"]
     infer = bench("run", *TINY, "--device", "cpu", "--world-size", "2", "--dry-run")
-    assert "world_size" not in infer.out
+    assert "skipped: several devices are for training" in infer.out
 
 
 def test_scaling_is_against_as_many_times_one_device(tmp_path: Path) -> None:

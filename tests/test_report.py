@@ -294,3 +294,52 @@ def test_the_table_of_rounds_counts_those_measured() -> None:
     first, second = out.getvalue().splitlines()[1:]
     assert " ".join(first.split()[1:]) == "100 – 2.8 % ± 2.0 % – 2 of 2 measured"
     assert " ".join(second.split()[1:]) == "100 – – ± 2.0 % – 1 of 2 measured"
+
+
+SEARCHED = {"purpose": "search", "run_id": "20260101T000000Z-aaaaaa"}
+
+
+def searched(tmp_path: Path, *records: object) -> list[str]:
+    """What the report says of the searches in these records."""
+    write(tmp_path, *records)  # type: ignore[arg-type]
+    frame = store.read(tmp_path).frame
+    return analysis.largest_batches(frame, set(frame["run_id"]))
+
+
+def test_a_search_says_what_fits_and_what_is_fastest(tmp_path: Path) -> None:
+    """The short tries count for what fits, not for speed."""
+    (said,) = searched(
+        tmp_path,
+        record(Case(batch_size=1), 10.0, **SEARCHED),
+        record(Case(batch_size=2), 30.0, **SEARCHED),
+        record(Case(batch_size=4), status="oom", **SEARCHED),
+        record(Case(batch_size=3), 99.0, **(SEARCHED | {"purpose": "fit"})),
+    )
+    assert "the largest batch that fits is 3 (4: oom)" in said
+    assert "the fastest of 1, 2 is 2 with 30.0 images/s" in said
+
+
+def test_a_search_that_ended_otherwise_claims_nothing(tmp_path: Path) -> None:
+    """A timeout says nothing of memory; a simulated search is marked; one may find no speed."""
+    (late,) = searched(
+        tmp_path / "late",
+        record(Case(batch_size=4), 10.0, **SEARCHED),
+        record(Case(batch_size=8), status="timeout", **SEARCHED),
+    )
+    assert "a batch of 4 fits; the search ended at 8 (timeout)" in late
+    (only_fit,) = searched(
+        tmp_path / "fit",
+        record(Case(task="train", batch_size=2), status="oom", simulated=True, **SEARCHED),
+        record(Case(task="train"), 9.0, simulated=True, **(SEARCHED | {"purpose": "fit"})),
+    )
+    assert only_fit.startswith("SIMULATED, not a measurement: ")
+    assert "fits is 1 (2: oom)" in only_fit
+    assert "fastest" not in only_fit
+
+
+def test_a_try_of_a_search_is_no_round_of_the_case(tmp_path: Path) -> None:
+    """The same case in the grid and in a search: the grid's number stands alone."""
+    write(tmp_path, record(Case(), 100.0), record(Case(), 50.0, **SEARCHED))
+    rows = analysis.newest(store.read(tmp_path).frame)
+    assert rows["throughput_images_per_s"].tolist() == [100.0]
+    assert rows["spread"].isna().all()

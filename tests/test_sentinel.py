@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import sentinel
 from bench.environment import host
+from bench.messages import Order
+from bench.observe import observe
 from tests import records
 from tests.conftest import TINY, Bench
 
@@ -98,3 +103,30 @@ def write_run(folder: Path, last: float | None, spread: float = 0.01, **more: st
         records.record(number=1, **more),
         records.record(rate=last, number=2, round=2, **end),
     )
+
+
+def test_the_hosts_peak_is_that_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentinel itself runs on one thread; the product that the CPU is held against does not."""
+    threads: list[int] = []
+
+    def seen(_: object) -> float:
+        threads.append(torch.get_num_threads())
+        return 1.0
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(sentinel, "peak_tflops", seen)
+    order = Order(
+        case=sentinel.CASE,
+        purpose=sentinel.PURPOSE,
+        budget=sentinel.BUDGET,
+        started=time.monotonic(),
+        log="",
+        root=os.getpid(),
+    )
+    try:
+        torch.set_num_threads(2)
+        measurement, _ = observe(order, lambda _: None)
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {min(2, host.cores_usable())}
+    assert measurement.gemm_fp32_tflops == 1.0

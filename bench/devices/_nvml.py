@@ -101,7 +101,8 @@ def _answers(gpu: Any) -> DeviceState:
         sm_clock_max_mhz=ask(pynvml.nvmlDeviceGetMaxClockInfo, gpu, sm),
         application_sm_clock_mhz=ask(pynvml.nvmlDeviceGetApplicationsClock, gpu, sm),
         application_memory_clock_mhz=ask(pynvml.nvmlDeviceGetApplicationsClock, gpu, memory),
-        clocks_locked=None if bits is None else bool(bits & LOCKED),
+        # An idle GPU may say nothing but that it is idle.
+        clocks_locked=None if bits is None or bits & IDLE else bool(bits & LOCKED),
         persistence_mode=_on(ask(pynvml.nvmlDeviceGetPersistenceMode, gpu)),
         compute_mode=COMPUTE_MODES.get(ask(pynvml.nvmlDeviceGetComputeMode, gpu)),
         ecc=_on(ask(pynvml.nvmlDeviceGetEccMode, gpu)),
@@ -140,8 +141,9 @@ def noises(gpu: str, state: DeviceState) -> list[str]:
         f"{gpu} is in MIG mode: other slices share its power and heat with the one measured": (
             state.mig_mode
         ),
-        f"the clocks of {gpu} are not locked: `sudo nvidia-smi -lgc MHZ` steadies them": (
-            state.clocks_locked is False
+        f"the clocks of {gpu} are not known to be locked: "
+        "`sudo nvidia-smi -lgc MHZ` steadies them": (
+            state.clocks_locked is not True and state.sm_clock_max_mhz is not None
         ),
         f"persistence mode of {gpu} is off, so its driver loads anew for every process: "
         "`sudo nvidia-smi -pm 1`": state.persistence_mode is False,
@@ -181,6 +183,7 @@ REASONS = {
 }
 
 
+IDLE = pynvml.nvmlClocksThrottleReasonGpuIdle
 LOCKED = pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting
 
 

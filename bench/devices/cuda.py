@@ -22,6 +22,14 @@ from bench.precisions import Precision
 from bench.schema import Case
 
 CLASS = "gpu"
+# How libraries and the driver say it where it is not the allocator that does.
+NO_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "not enough memory",  # the host's, for a batch that is yet to be copied
+    "can't allocate memory",
+)
 CAPTURE_WARMUP = 3  # passes before a graph is captured, as torch's documentation does
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -136,6 +144,7 @@ class Device:
     def __init__(self, name: str) -> None:
         self.name = name
         self.index = int(name.partition(":")[2] or 0)
+        self._captured_bytes = 0
 
     def facts(self) -> DeviceFacts:
         """Name, memory, driver and state, as the runtime and NVML tell them."""
@@ -239,7 +248,7 @@ class Device:
 
     def peak_memory_bytes(self) -> int | None:
         """Most bytes allocated by torch since the reset."""
-        return torch.cuda.max_memory_allocated(self.index)
+        return max(torch.cuda.max_memory_allocated(self.index), self._captured_bytes)
 
     def peak_reserved_bytes(self) -> int | None:
         """Most bytes torch's caching allocator held since the reset."""
@@ -274,8 +283,9 @@ class Device:
         return f"{self.name.partition(':')[0]}:{self.index + rank}"
 
     def memory_limit_bytes(self) -> int | None:
-        """Memory of the GPU, or of the slice of it that is ours."""
-        return int(torch.cuda.mem_get_info(self.index)[1])
+        """What is free on the GPU, or on our slice of it, and what we hold already."""
+        free: int = torch.cuda.mem_get_info(self.index)[0]
+        return free + torch.cuda.memory_reserved(self.index)
 
     def safe_memory_bytes(self) -> int | None:
         """None: the allocator's refusal is the answer a search is after."""
@@ -300,8 +310,11 @@ class Device:
                 run(images)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        self.reset_peak()
         with torch.cuda.graph(graph):
             logits = run(images)
+        # A replay allocates nothing: what it works in is what the capture took.
+        self._captured_bytes = torch.cuda.max_memory_allocated(self.index)
 
         def replay(fresh: torch.Tensor) -> torch.Tensor:
             images.copy_(fresh, non_blocking=True)
@@ -313,6 +326,8 @@ class Device:
     def classify(self, error: BaseException) -> ErrorKind:
         """Sticky CUDA errors are fatal: nothing after them in this process counts."""
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+            return "oom"
+        if any(text in str(error) for text in NO_MEMORY):
             return "oom"
         if isinstance(error, (torch.AcceleratorError, DeviceLost)):
             return "fatal"
@@ -346,7 +361,12 @@ def _build_with_kernels(major: int, minor: int) -> str:
 
 
 def _has_kernels(major: int, minor: int) -> bool:
-    """Binary code runs on the same major version from its minor on; PTX on anything newer."""
+    """Binary code runs on the same major version from its minor on; PTX on anything newer.
+
+    AMD's architectures (gfx942) have no such order: torch itself says where one is missing.
+    """
+    if torch.version.hip:
+        return True
     for arch in torch.cuda.get_arch_list():
         kind, _, digits = arch.partition("_")
         number = int("".join(c for c in digits if c.isdigit()))
