@@ -59,6 +59,15 @@ def ratio(found: Quotient | None) -> str:
     return f"{found.value:.2f}" + ("" if width is None else f" ± {found.value * width:.2f}")
 
 
+def efficiency(found: Quotient | None) -> str:
+    """90 % ± 2 %."""
+    if found is None:
+        return DASH
+    width = found.relative_half_width
+    text = f"{100 * found.value:.0f} %"
+    return text if width is None else f"{text} ± {100 * found.value * width:.0f} %"
+
+
 def mebibytes(value: float | None) -> str:
     """Memory in MiB."""
     return DASH if value is None or missing(value) else f"{value / 2**20:,.0f} MiB"

@@ -194,6 +194,9 @@ def test_a_slice_of_a_gpu_is_a_machine_of_its_own(simulated: Simulated) -> None:
     """The profile is the slice's, the power limit the whole GPU's; without NVML it is null."""
     (record,) = simulated("run", *TINY, "--device", "cuda", "--json", profile="mig").cases
     assert (record["mig_profile"], record["mig_mode"]) == ("3g.20gb", True)
+    assert record["telemetry_notes"] == ["utilization: Not Supported"]
+    assert record["window_utilization_percent"] is None
+    assert record["window_sm_clock_mhz"]
     assert record["power_limit_w"] == 400.0
     arguments = [*TINY, "--device", "cuda", "--json"]
     (blind,) = simulated("run", *arguments, profile="mig", nvml_init_error=9).cases

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import analysis
+from bench import analysis, words
 from bench.schema import Case
 from tests.conftest import TINY, Bench
 from tests.records import record, write
@@ -143,4 +143,5 @@ def test_scaling_is_against_as_many_times_one_device(tmp_path: Path) -> None:
     four = found[4]
     assert four is not None
     assert four.value == pytest.approx(0.9)
+    assert words.efficiency(four) == "90 % ± 3 %"
     assert found[2] is None  # nothing was measured that differs only in the number of devices
