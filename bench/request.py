@@ -88,10 +88,12 @@ def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
         if isinstance(error.record, Record):
             print(f"Not saved: {words.result(error.record)}", file=sys.stderr)
         raise
-    # A resumed run is judged whole.
+    # A resumed run is told and judged whole.
+    whole = [r for r in store.records(asked.results, run_id) if r.purpose != sentinel.PURPOSE]
     frame = store.read(asked.results, analysis.NOTE_COLUMNS).frame
     notes = [*analysis.machine_changes(frame, {run_id}), *analysis.largest_batches(frame, {run_id})]
-    summary.tell(records, asked.results, notes, json=asked.json, interrupted=False)
+    told = whole if records else []
+    summary.tell(told, asked.results, notes, json=asked.json, interrupted=False)
     return exit_code(store.statuses(asked.results, run_id))
 
 

@@ -227,6 +227,26 @@ def unfinished_run(
     return None
 
 
+def records(folder: Path, run_id: str) -> list[Record]:
+    """All records of a run, oldest first; what cannot be read is passed over."""
+    found = []
+    for path in folder.rglob(f"{run_id}-*.parquet"):
+        with contextlib.suppress(_Unusable, msgspec.ValidationError):
+            found += [_record(values) for values in _conform(path, arrow_schema()).to_pylist()]
+    return sorted(found, key=lambda record: record.started_at)
+
+
+def _record(values: dict[str, Any]) -> Record:
+    """The nouns of a flat row. Raises msgspec.ValidationError."""
+    nested: dict[str, Any] = {}
+    for column in columns():
+        noun = nested
+        for name in column.path[:-1]:
+            noun = noun.setdefault(name, {})
+        noun[column.path[-1]] = values[column.name]
+    return msgspec.convert(nested, Record)
+
+
 def host_peaks(folder: Path, run_id: str) -> dict[str, float]:
     """What the sentinel of a run measured as the host's peaks: column -> TFLOP/s."""
     names = ["gemm_fp32_tflops", "gemm_bf16_tflops"]

@@ -173,6 +173,14 @@ def test_the_newest_unfinished_run_of_the_plan_is_found(tmp_path: Path) -> None:
     assert find(cpu="Other CPU") is None
 
 
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Through Parquet and back to the nouns; other runs stay out of it."""
+    measured = record(Case(batch_size=3, deterministic=True), number=1)
+    skipped = record(Case(task="train"), status="skipped")
+    write(tmp_path, measured, skipped, record(run_id="20260109T000000Z-other"))
+    assert store.records(tmp_path, measured.run_id) == [skipped, measured]
+
+
 def test_a_new_record_never_takes_the_name_of_another(tmp_path: Path) -> None:
     """Also after a file was lost: the number is one more than the highest there is."""
     run_id = record().run_id
