@@ -175,6 +175,10 @@ class Measurement(Struct, frozen=True, kw_only=True):
     last_loss_step: Annotated[int | None, doc("the step last_loss belongs to, counted from 1")] = (
         None
     )
+    output_error: Annotated[
+        float | None,
+        doc("distance of the logits from eager fp32 on the host, as a share; null if simulated"),
+    ] = None
     logits_mean: Annotated[float | None, doc("mean of the first batch's logits (inference)")] = None
     logits_std: Annotated[float | None, doc("standard deviation of them")] = None
     int8_mac_share: Annotated[

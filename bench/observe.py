@@ -338,6 +338,7 @@ def results(case: Case, work: workload.Work) -> dict[str, Any]:
         found |= {"logits_mean": float(logits.mean()), "logits_std": float(logits.std())}
         evidence = work.forward.evidence()
         found |= {
+            "output_error": work.output_error,
             "int8_mac_share": evidence.int8_mac_share,
             "model_bytes": evidence.model_bytes,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from msgspec import Struct
 from bench import data, loading, models, registry
 from bench.devices import Device, open_device
 from bench.engines import Forward, Job
-from bench.errors import Refused
-from bench.precisions import PRECISIONS
+from bench.errors import Refused, Unproven
+from bench.precisions import PRECISIONS, Precision
 from bench.training import Fed, Trainer, accuracy
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Work(Struct, kw_only=True):
     evaluate: Callable[[], float] | None = None
     forward: Forward | None = None
     request: Callable[[], torch.Tensor] | None = None
+    output_error: float | None = None
     spans: list[
         tuple[Any, Any]
     ] = []  # marks around each request, where the device has its own time
@@ -151,6 +153,36 @@ def compose(case: Case) -> Work:
     )
 
 
+CHECKED = 4  # images whose logits are compared; in evaluation mode each is its own
+
+
+def eager_fp32(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits of eager fp32 on the host, which every engine must agree with."""
+    own = next(model.parameters()).device
+    reference = model if own.type == "cpu" else copy.deepcopy(model).cpu()
+    training = model.training
+    reference.eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = reference(images)
+    model.train(training)
+    return logits
+
+
+def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    found = logits.detach().float().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def _demand(error: float, precision: Precision) -> None:
+    """A fast wrong answer is no answer. Raises Unproven."""
+    if not error <= precision.tolerance:  # NaN is a wrong answer too
+        raise Unproven(
+            f"its logits differ from eager fp32 by {error:.2g} of their size, {precision.name} may "
+            f"by {precision.tolerance:g}: a wrong answer is not a measurement"
+        )
+
+
 LAYOUTS = {"channels_last": "channels_last", "contiguous": "contiguous_format"}
 
 
@@ -168,6 +200,9 @@ class Composer(Struct, frozen=True):
         """A training step, fed by a loader where the case has one."""
         case, precision = self.case, PRECISIONS[self.case.precision]
         recipe: Any = registry.load("recipes", case.recipe)
+        module = realisation(case)
+        assert module is not None, "refusal() comes first"
+        model = module.trained(model)
         if case.world_size > 1:
             index = self.device.torch_device().index
             ids = None if index is None else [index]
@@ -198,14 +233,18 @@ class Composer(Struct, frozen=True):
         """A forward pass on images that wait on the device, and a request from host to host."""
         module = realisation(self.case)
         assert module is not None, "refusal() comes first"
+        precision = PRECISIONS[self.case.precision]
+        host = next(self._host_batches(1))
+        expected = eager_fp32(model, host[:CHECKED])
         start = time.perf_counter()
-        job = Job(
-            self.case, PRECISIONS[self.case.precision], self.device, model, self._placed_batches
-        )
+        job = Job(self.case, precision, self.device, model, self._placed_batches)
         forward: Forward = module.build(job)
         build_s = time.perf_counter() - start
-        host = next(self._host_batches(1))
         resident = self.place(host)
+        error = None
+        if self.device.computes:
+            error = difference(forward(resident)[:CHECKED], expected)
+            _demand(error, precision)
         spans: list[tuple[Any, Any]] = []
 
         def request() -> torch.Tensor:
@@ -222,6 +261,7 @@ class Composer(Struct, frozen=True):
             "spans": spans,
             "forward": forward,
             "build_s": build_s,
+            "output_error": error,
         }
 
     def _placed_batches(self, count: int) -> Iterator[torch.Tensor]:

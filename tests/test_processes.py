@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, heed_interrupts
 
 LONG = [*TINY[:-1], "60", "--target-ci", "0.001%"]
 
@@ -28,6 +28,7 @@ def started(
         [sys.executable, "-m", "bench", *arguments],
         cwd=cwd,
         env={**os.environ, **(env or {})},
+        preexec_fn=heed_interrupts,  # noqa: PLW1509 - there are no threads
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from bench import analysis, words
 from bench.schema import Case
-from tests.conftest import TINY, Bench
+from tests.conftest import TINY, Bench, heed_interrupts
 from tests.records import record, write
 
 pytestmark = pytest.mark.slow
@@ -44,11 +45,12 @@ def test_a_rank_that_dies_ends_all_and_is_one_record(tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "bench", "run", *long, "--json", "--target-ci", "0.01%"],
         cwd=tmp_path,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509 - there are no threads
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    rank = wait_for_rank("1")
+    rank = wait_for_rank("1", tmp_path)
     time.sleep(2)
     rank.send_signal(signal.SIGKILL)
     assert run.stdout is not None
@@ -57,7 +59,7 @@ def test_a_rank_that_dies_ends_all_and_is_one_record(tmp_path: Path) -> None:
     run.communicate(timeout=60)
     record = json.loads(lines[1])
     assert (record["status"], record["reason"]) == ("failed", "rank 1 was ended by SIGKILL")
-    assert not left_behind()
+    assert not left_behind(tmp_path)
 
 
 @pytest.mark.parametrize("end", ["timeout", "worker"])
@@ -68,12 +70,13 @@ def test_no_rank_outlives_its_case(tmp_path: Path, end: str) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "bench", "run", *arguments, "--json"],
         cwd=tmp_path,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509 - there are no threads
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     if end == "worker":
-        torchrun = wait_for_rank("1").parent()
+        torchrun = wait_for_rank("1", tmp_path).parent()
         assert torchrun is not None
         worker = torchrun.parent()
         assert worker is not None
@@ -82,40 +85,36 @@ def test_no_rank_outlives_its_case(tmp_path: Path, end: str) -> None:
     record = next(r for r in map(json.loads, out.splitlines()) if r["purpose"] == "grid")
     assert record["status"] == ("timeout" if end == "timeout" else "failed")
     time.sleep(1)
-    assert not left_behind()
+    assert not left_behind(tmp_path)
 
 
-def left_behind() -> list[psutil.Process]:
-    """Ranks and torchruns that are still there."""
-    names = ("bench.rank", "bench.torchrun")
-    return [p for p in psutil.process_iter() if any(name in whole(p) for name in names)]
+def left_behind(folder: Path, name: str = "torch") -> list[psutil.Process]:
+    """Ranks and torchruns that work in this test's folder: others may run beside it."""
+    return [p for p in psutil.process_iter() if name in command(p, folder)]
 
 
-def wait_for_rank(number: str) -> psutil.Process:
+def wait_for_rank(number: str, folder: Path) -> psutil.Process:
     """The process of a rank, once it is there."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        for process in psutil.process_iter():
-            try:
-                if "bench.rank" in cmdline(process) and process.environ().get("RANK") == number:
+        for process in left_behind(folder, "bench.rank"):
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RANK") == number:
                     return process
-            except psutil.Error:
-                continue
         time.sleep(0.2)
     raise AssertionError("no such rank came")
 
 
-def cmdline(process: psutil.Process) -> str:
-    """Of a rank; torchrun's own command names the module too."""
-    line = whole(process)
-    return "" if "bench.torchrun" in line else line
-
-
-def whole(process: psutil.Process) -> str:
+def command(process: psutil.Process, folder: Path) -> str:
+    """What it was started as: `torchrun`, `torch bench.rank`, or nothing of ours."""
     try:
-        return " ".join(process.cmdline())
+        line = " ".join(process.cmdline())
+        here = Path(process.cwd()) == folder
     except psutil.Error:
         return ""
+    if here and "bench.torchrun" in line:  # its options name the ranks' module
+        return "torchrun"
+    return "torch bench.rank" if here and "bench.rank" in line else ""
 
 
 def test_more_ranks_than_devices_are_refused(bench: Bench) -> None:

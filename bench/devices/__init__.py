@@ -29,6 +29,7 @@ class Device(Protocol):
     """What the harness asks of a device."""
 
     name: str
+    computes: bool  # kernels do what they say; a simulated device only takes time
     graphs: bool  # `capture` works
     asynchronous: bool  # work is enqueued; copies from pinned memory overlap with it
 

@@ -42,6 +42,7 @@ class Device:
 
     asynchronous = False
     graphs = False
+    computes = True
     backend = "gloo"
 
     def __init__(self, name: str) -> None:

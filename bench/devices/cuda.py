@@ -144,6 +144,7 @@ class Device:
     def __init__(self, name: str) -> None:
         self.name = name
         self.index = int(name.partition(":")[2] or 0)
+        self.computes = not simulated()
         self._captured_bytes = 0
 
     def facts(self) -> DeviceFacts:

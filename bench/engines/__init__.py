@@ -1,7 +1,8 @@
 """What executes the model: a folder an engine, a file a kind of precision.
 
 `engines/<engine>/<kind>.py` holds `MODULES` (packages it imports),
-`refuses(case, device)` and `build(job)`. No file means that the engine does not
+`refuses(case, device)` and `build(job)`, and `trained(model)` if it does not refuse
+training: the model as it is to be trained. No file means that the engine does not
 run that kind. A file never imports another engine.
 """
 

@@ -20,6 +20,11 @@ def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a reali
     return None
 
 
+def trained(model: torch.nn.Module) -> torch.nn.Module:
+    """As it is."""
+    return model
+
+
 def build(job: Job) -> Eager:
     """The model in evaluation mode, under autocast if the precision asks for it."""
     return Eager(job)

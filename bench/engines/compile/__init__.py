@@ -1,0 +1,1 @@
+"""torch.compile with the Inductor backend; for inference the weights are frozen."""

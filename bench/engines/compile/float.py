@@ -1,0 +1,63 @@
+"""fp32, tf32 and autocast, compiled; training too."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.engines import Evidence, Job, state_bytes
+
+if TYPE_CHECKING:
+    from bench.devices import Device
+    from bench.schema import Case
+
+MODULES = ("torch",)
+COMPILERS = ("g++", "clang++")
+
+
+def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a realisation's signature
+    """Inductor writes C++ for CPUs (and for its own launchers), Triton for GPUs."""
+    if not any(map(shutil.which, COMPILERS)):
+        return "torch.compile needs a C++ compiler: install g++, or use --engine eager"
+    return None
+
+
+def trained(model: torch.nn.Module) -> torch.nn.Module:
+    """Compiled at the first step, for one shape; first_step_s holds the compilation."""
+    compiled: Any = torch.compile(model, dynamic=False)
+    return compiled  # type: ignore[no-any-return]
+
+
+def build(job: Job) -> Compiled:
+    """Compiled for the case's batch size, before anything is timed."""
+    return Compiled(job)
+
+
+class Compiled:
+    """A forward pass without gradients, weights folded into the code as constants.
+
+    Freezing: torch._inductor.config.freezing, as torch's own inference benchmarks use it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        self.model = job.model.eval()
+        self.dtype = job.device.autocast_dtype(job.precision)
+        self.kind = job.device.torch_device().type
+        self.compiled: Any = torch.compile(self.model, dynamic=False)
+        for images in job.batches(1):
+            self(images)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits in the type the precision gives."""
+        with torch.no_grad(), torch.autocast(self.kind, self.dtype, self.dtype is not None):
+            logits: torch.Tensor = self.compiled(images)
+        return logits
+
+    def evidence(self) -> Evidence:
+        """Weights as they were before freezing."""
+        return Evidence(model_bytes=state_bytes(self.model))
