@@ -62,6 +62,8 @@ def observe(
         target = order.budget.target_ci
         estimate = taken.estimate(target)
         found |= throughput_facts(taken, estimate, case.global_batch_size, target)
+        if work.first_step_s is not None:
+            found["first_step_s"] = work.first_step_s
         warnings += throughput_warnings(taken, estimate, target)
         if work.fed is not None:
             found |= feeding_facts(loop, work, taken, estimate, case)
