@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import models, registry
 from bench.devices import Delegate, Device
+from bench.errors import Refused
 from bench.messages import Forecast
 from bench.precisions import PRECISIONS, Precision
 from bench.schema import Case
@@ -96,20 +97,18 @@ def _step(
 def largest(case: Case, device: Device) -> int | None:
     """Images of the largest batch whose forecast fits in the memory that may be used safely.
 
-    None where running out is harmless; 0 where there is no forecast to go by. Memory is
-    all but a straight line in the batch size: weights and optimizer, and so much an image.
-    Ranks that share the memory have their share of it. What other engines and INT8 hold
-    is taken for as much as torch's own operators hold in fp32, from which they start.
+    None where running out is harmless. Memory is all but a straight line in the batch size:
+    weights and optimizer, and so much an image. Ranks that share the memory have their share
+    of it. What other engines and INT8 hold is taken for as much as torch's own operators hold
+    in fp32, from which they start. Raises Refused where there is no forecast to go by.
     """
     safe = device.safe_memory_bytes()
     if safe is None:
         return None
     safe //= case.world_size
     below, above = (0, 0), (FIRST, _peak(case, device, FIRST))  # sizes and their bytes
-    while 0 < above[1] <= safe:
+    while above[1] <= safe:
         below, above = above, (4 * above[0], _peak(case, device, 4 * above[0]))
-    if above[1] == 0:
-        return 0
     for _ in range(TURNS):
         share = (safe - below[1]) / (above[1] - below[1])
         size = below[0] + int(share * (above[0] - below[0]))
@@ -121,10 +120,14 @@ def largest(case: Case, device: Device) -> int | None:
 
 
 def _peak(case: Case, device: Device, size: int) -> int:
-    """Forecast bytes of this batch size; 0 where there is none."""
-    with contextlib.suppress(Exception):
+    """Forecast bytes of this batch size. Raises Refused."""
+    try:
         return _traced(msgspec.structs.replace(case, batch_size=size), device)[0]
-    return 0
+    except Exception as error:  # whatever torch cannot do with fake tensors
+        raise Refused(
+            f"no forecast can be made of its memory ({type(error).__name__}), and a search without "
+            "one could take the memory of everybody here; name sizes with --batch-size"
+        ) from error
 
 
 def quietly(case: Case, device: Device) -> Forecast | None:

@@ -71,10 +71,14 @@ class Forecast(Struct, frozen=True, kw_only=True):
 
 
 class Foreseen(Struct, frozen=True, kw_only=True):
-    """Forecasts of cases (None: not possible), and how far searches may go (None: no limit)."""
+    """Forecasts of cases (None: not possible), and of searches how far each may go.
+
+    A ceiling of None is no limit; a refusal is why the search may not be made at all.
+    """
 
     forecasts: list[Forecast | None]
     ceilings: list[int | None]
+    refusals: list[str | None]
 
 
 class Checked(Struct, frozen=True, kw_only=True):

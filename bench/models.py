@@ -44,6 +44,11 @@ def refuses(name: str, weights: str) -> str | None:
     return None
 
 
+def keeps_size(name: str) -> bool:
+    """Whether the stem leaves images as wide as they are; the other makes a quarter of them."""
+    return MODELS[name][1] == "cifar"
+
+
 def last_side(name: str, image_size: int) -> int:
     """Side in pixels of the last feature map; 1 leaves BatchNorm one value per image."""
     halvings = 5 if MODELS[name][1] == "imagenet" else 3

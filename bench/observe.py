@@ -53,20 +53,9 @@ def observe(
         found |= fully(loop, work, case, spent)
         warnings += ["contaminated"] if 2 * found["disturbed_samples"] > case.epochs else []
     else:
-        spent.start()
-        taken = loop.throughput(work.step, work.cycle)
-        announce(0)
-        spent.stop()
-        steps = taken.warmup_steps + taken.steady_steps
-        found |= spent.facts(steps * case.global_batch_size)
-        target = order.budget.target_ci
-        estimate = taken.estimate(target)
-        found |= throughput_facts(taken, estimate, case.global_batch_size, target)
-        if work.first_step_s is not None:
-            found["first_step_s"] = work.first_step_s
-        warnings += throughput_warnings(taken, estimate, target)
-        if work.fed is not None:
-            found |= feeding_facts(loop, work, taken, estimate, case)
+        facts, codes = sampled(loop, work, case, spent)
+        found |= facts
+        warnings += codes
     found |= interference_facts(watch.host.seen)
     found["device_windows"] = watch.device_windows()
     found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
@@ -91,6 +80,26 @@ def observe(
 def _meter(device: Device, case: Case) -> Meter:
     """One device's joules are not those of several."""
     return device.meter() if case.world_size == 1 else Unmetered("several devices work together")
+
+
+def sampled(
+    loop: Loop, work: workload.Work, case: Case, spent: Spent
+) -> tuple[dict[str, Any], list[str]]:
+    """Throughput in samples, its joules, and where a fed step's seconds go."""
+    spent.start()
+    taken = loop.throughput(work.step, work.cycle)
+    loop.announce(0)
+    spent.stop()
+    steps = taken.warmup_steps + taken.steady_steps
+    target = loop.budget.target_ci
+    estimate = taken.estimate(target)
+    found = spent.facts(steps * case.global_batch_size)
+    found |= throughput_facts(taken, estimate, case.global_batch_size, target)
+    if work.first_step_s is not None:
+        found["first_step_s"] = work.first_step_s
+    if work.fed is not None:
+        found |= feeding_facts(loop, work, taken, estimate, case)
+    return found, throughput_warnings(taken, estimate, target)
 
 
 def follow(order: Order, announced: Callable[[], int]) -> None:

@@ -74,10 +74,18 @@ def check(raw: Any) -> Checked:
 def foresee(raw: Any) -> Foreseen:
     """What `[cases, searches]` need, and how far the searches may go; no device has to be here."""
     cases, searches = msgspec.convert(raw, tuple[list[Case], list[Case]])
-    return Foreseen(
-        forecasts=[forecast.quietly(case, _opened(case)) for case in cases],
-        ceilings=[forecast.largest(case, _opened(case)) for case in searches],
-    )
+    ceilings: list[int | None] = []
+    refusals: list[str | None] = []
+    for case in searches:
+        ceiling, reason = None, None
+        try:
+            ceiling = forecast.largest(case, _opened(case))
+        except Refused as refused:
+            reason = str(refused)
+        ceilings.append(ceiling)
+        refusals.append(reason)
+    forecasts = [forecast.quietly(case, _opened(case)) for case in cases]
+    return Foreseen(forecasts=forecasts, ceilings=ceilings, refusals=refusals)
 
 
 def _opened(case: Case) -> Device:

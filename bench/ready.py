@@ -8,6 +8,7 @@ from msgspec import Struct
 from bench import processes, words
 from bench.errors import NothingWorks
 from bench.messages import Checked, Forecast, Foreseen, Survey
+from bench.models import keeps_size
 from bench.planning import Plan, Planned, asked_devices, expand, plan_hash
 from bench.schedules import Grid, LargestBatch, Schedule, Several
 from bench.schema import Case
@@ -16,10 +17,7 @@ from bench.schema import Case
 # keeps their size are like images four times as wide.
 MOST_BYTES_PER_IMAGE, WIDER = 300e6, 4
 FORECAST_S = 60.0  # patience with one forecast
-UNLIMITED = (
-    "no forecast can be made of its memory, and a search without one could take the memory of "
-    "everybody here; name sizes with --batch-size"
-)
+NO_FORECAST = "the forecast of its memory took too long; name sizes with --batch-size"
 
 
 class Ready(Struct, frozen=True):
@@ -108,7 +106,7 @@ def _might_not_fit(case: Case, ready: Ready) -> bool:
     memory = ready.memory_bytes(case)
     if memory is None or case.case_id in ready.refusals:
         return False
-    side = case.image_size / 224 * (WIDER if case.model.endswith("_cifar") else 1)
+    side = case.image_size / 224 * (WIDER if keeps_size(case.model) else 1)
     return case.batch_size * side**2 * MOST_BYTES_PER_IMAGE > memory / 2
 
 
@@ -123,10 +121,13 @@ def _foreseen(ready: Ready, cases: list[Case]) -> Ready:
         answer = processes.ask("bench.preflight", question, timeout_s=patience_s)
         found = msgspec.json.decode(answer, type=Foreseen)
     except NothingWorks:  # a forecast is never worth a run
-        found = Foreseen(forecasts=[None] * len(cases), ceilings=[0] * len(searches))
+        count = len(searches)
+        found = Foreseen(
+            forecasts=[None] * len(cases), ceilings=[None] * count, refusals=[NO_FORECAST] * count
+        )
     forecasts = {c.case_id: f for c, f in zip(cases, found.forecasts, strict=True) if f}
-    limits = {c.case_id: n for c, n in zip(searches, found.ceilings, strict=True) if n is not None}
-    unknown = {name: UNLIMITED for name, most in limits.items() if most == 0}
+    limits = {c.case_id: n for c, n in zip(searches, found.ceilings, strict=True) if n}
+    unknown = {c.case_id: why for c, why in zip(searches, found.refusals, strict=True) if why}
     return msgspec.structs.replace(
         ready, forecasts=forecasts, ceilings=limits, refusals=ready.refusals | unknown
     )

@@ -7,6 +7,7 @@ import pytest
 
 from bench import forecast, peaks
 from bench.devices import Delegate, open_device
+from bench.errors import Refused
 from bench.precisions import PRECISIONS
 from bench.schema import Case
 from tests.conftest import Bench
@@ -72,7 +73,8 @@ def test_a_search_without_a_forecast_is_not_let_loose() -> None:
     assert alone is not None
     assert shared == pytest.approx(alone / 2, rel=0.2)
     impossible = msgspec.structs.replace(case, model="no such model")
-    assert forecast.largest(impossible, cpu) == 0
+    with pytest.raises(Refused, match="name sizes with --batch-size"):
+        forecast.largest(impossible, cpu)
 
 
 @pytest.mark.slow
