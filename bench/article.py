@@ -44,6 +44,11 @@ class Timed(Struct, frozen=True):
         return f"{name} ({int(threads)} thread{'' if threads == 1 else 's'})"
 
     @property
+    def unsure(self) -> bool:
+        """A projection that knows no interval."""
+        return self.projected and self.low is None
+
+    @property
     def label(self) -> str:
         """Device, variant, and how the number came about."""
         how = "projected" if self.projected else "trained"
@@ -124,4 +129,6 @@ def _said(t: Timed) -> str:
         text += f" ± {(t.high - t.low) / 2:,.0f} s"
     how = "projected" if t.projected else "trained in full"
     data = " on synthetic images" if t.row["data"] == "synthetic" else ""
+    if t.unsure:
+        data += f"; {words.why_no_interval(list(t.row['warnings']))}"
     return f"{text} ({how}{data}) on {t.where}"

@@ -198,7 +198,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
         float | None, doc("what the device can do in this precision, by peak_source")
     ] = None
     peak_share: Annotated[
-        float | None, doc("achieved ÷ peak (MFU); null where the peak is not known")
+        float | None,
+        doc("achieved ÷ peak (MFU); null where the peak is not known, or was exceeded"),
     ] = None
     peak_source: Annotated[str | None, doc("where the peak comes from")] = None
     oom_allocated_bytes: Annotated[

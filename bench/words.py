@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Protocol
 
 from bench.schema import Record
@@ -50,22 +51,38 @@ class Quotient(Protocol):
 
 
 def ratio(found: Quotient | None) -> str:
-    """2.10 ± 0.05; 1 for a case against itself."""
+    """2.10 ± 0.05; 2.10 ± ? where that is not known; 1 for a case against itself."""
     if found is None:
         return DASH
     if found.relative_half_width == 0:
         return "1"
     width = found.relative_half_width
-    return f"{found.value:.2f}" + ("" if width is None else f" ± {found.value * width:.2f}")
+    return f"{found.value:.2f} ± " + ("?" if width is None else f"{found.value * width:.2f}")
 
 
 def efficiency(found: Quotient | None) -> str:
-    """90 % ± 2 %."""
+    """90 % ± 2 %; 90 % ± ? where that is not known."""
     if found is None:
         return DASH
     width = found.relative_half_width
-    text = f"{100 * found.value:.0f} %"
-    return text if width is None else f"{text} ± {100 * found.value * width:.0f} %"
+    return f"{100 * found.value:.0f} % ± " + (
+        "?" if width is None else f"{100 * found.value * width:.0f} %"
+    )
+
+
+# Why a number has no interval, in the order in which it matters.
+NO_INTERVAL = {
+    "contaminated": "others disturbed most of it",
+    "not_steady": "the speed never settled",
+    "two_state": "the speed has two states",
+    "too_few_samples": "too few samples",
+}
+
+
+def why_no_interval(codes: Iterable[str]) -> str:
+    """For a number that would otherwise stand there as if it were sure."""
+    known = [why for code, why in NO_INTERVAL.items() if code in codes]
+    return f"no interval: {known[0]}" if known else "no interval"
 
 
 def mebibytes(value: float | None) -> str:

@@ -296,6 +296,19 @@ def test_the_table_of_rounds_counts_those_measured() -> None:
     assert " ".join(second.split()[1:]) == "100 – – ± 2.0 % – 1 of 2 measured"
 
 
+def test_a_number_without_an_interval_never_stands_bare(tmp_path: Path) -> None:
+    """Neither in the headline nor as a ratio: others disturbed it, and that is said."""
+    bare = PROJECTED | {"projected_ci_low_s": None, "projected_ci_high_s": None}
+    disturbed = record(
+        Case(**JOB), measurement=bare | {"throughput_ci_low": None}, warnings=["contaminated"]
+    )
+    slow = record(Case(batch_size=8), 10.0, measurement={"throughput_ci_low": None})
+    fast = record(Case(batch_size=8, precision="int8"), 40.0)
+    html = page(tmp_path, disturbed, slow, fast)
+    assert "3,000 s (projected; no interval: others disturbed most of it)" in html
+    assert "4.00 ± ?" in html
+
+
 SEARCHED = {"purpose": "search", "run_id": "20260101T000000Z-aaaaaa"}
 
 

@@ -39,10 +39,12 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         seconds.append(published)
     for place, value in enumerate(seconds):
         shown = found[place].seconds if place < len(found) else value
-        axis.text(value, place, f"  {shown:,.0f} s", va="center", fontsize=9)
+        unsure = place < len(found) and found[place].unsure
+        text = f"  {shown:,.0f} s" + (" (no interval)" if unsure else "")
+        axis.text(value, place, text, va="center", fontsize=9)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlim(0, max(seconds) * 1.15)
+    axis.set_xlim(0, max(seconds) * 1.3)
     axis.set_xlabel("seconds for 10 epochs, data loading included, evaluation not")
     axis.grid(visible=False, axis="y")
     return made

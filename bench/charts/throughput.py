@@ -42,12 +42,17 @@ def draw(rows: pd.DataFrame) -> Figure | None:
                 ordered["batch_size"], rate, yerr=error, color=colour, marker=marker,
                 capsize=3, label=label,
             )  # fmt: skip
+            unsure = ordered[ordered["throughput_ci_low"].isna()]
+            axis.plot(
+                unsure["batch_size"], unsure["throughput_images_per_s"], linestyle="none",
+                marker=marker, color=colour, markerfacecolor="white", zorder=3,
+            )  # fmt: skip
         sizes = sorted(shown["batch_size"].unique())
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(s) for s in sizes])
         axis.set_ylim(bottom=0)
         axis.set_title({"train": "training", "infer": "inference"}[task], fontsize=10)
-        axis.set_xlabel("batch size")
+        axis.set_xlabel("batch size (hollow: a number without an interval)")
         axis.set_ylabel("images/s")
         axis.legend(fontsize=8, frameon=False)
     return made
