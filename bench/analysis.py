@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from bench import selectors, sentinel, words
 from bench.errors import WrongUse
-from bench.schedules import FIT, GRID, SEARCH
+from bench.schedules import FIT, GRID, SCREEN, SEARCH
 from bench.schema import Case
 from bench.selectors import CASE_FIELDS, as_text
 from bench.stats.spread import spread
@@ -107,8 +107,8 @@ NOTE_COLUMNS = [
 
 
 def cases(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records that are measurements of cases: no sentinel, no short tries of a search."""
-    return frame[~frame["purpose"].isin([sentinel.PURPOSE, FIT])]
+    """The records that are measurements of cases: no sentinel, no short tries of searches."""
+    return frame[~frame["purpose"].isin([sentinel.PURPOSE, FIT, SCREEN])]
 
 
 def largest_batches(frame: pd.DataFrame, runs: set[str]) -> list[str]:
@@ -233,11 +233,11 @@ def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
 
 
 def _speedup(row: Row, measured: pd.DataFrame, chosen: pd.DataFrame, free: list[str]) -> Speedup:
-    same = _alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
+    same = alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
     work = ["task", "model", "image_size", "data", "batch_size", "device", "epochs", "world_size"]
-    rivals = _alike(measured, row, [*work, "machine_fingerprint"])
+    rivals = alike(measured, row, [*work, "machine_fingerprint"])
     rivals = rivals[rivals["precision"] == "fp32"].sort_values("throughput_images_per_s")
-    return Speedup(row, _ratio(row, same), _ratio(row, rivals))
+    return Speedup(row, ratio_over(row, same), ratio_over(row, rivals))
 
 
 class Scaling(Struct, frozen=True):
@@ -253,19 +253,19 @@ def scalings(rows: pd.DataFrame) -> list[Scaling]:
     free = [*(f for f in CASE_FIELDS if f != "world_size"), "machine_fingerprint", "device_name"]
     alone = measured[measured["world_size"] == 1]
     return [
-        Scaling(row, _efficiency(row, _alike(alone, row, free)))
+        Scaling(row, _efficiency(row, alike(alone, row, free)))
         for row in measured[measured["world_size"] > 1].to_dict("records")
     ]
 
 
 def _efficiency(row: Row, one: pd.DataFrame) -> Ratio | None:
-    found = _ratio(row, one)
+    found = ratio_over(row, one)
     if found is None:
         return None
     return Ratio(found.other_id, found.value / row["world_size"], found.relative_half_width)
 
 
-def _ratio(row: Row, others: pd.DataFrame) -> Ratio | None:
+def ratio_over(row: Row, others: pd.DataFrame) -> Ratio | None:
     """`row` over the last of `others`; None if there is none."""
     if others.empty:
         return None
@@ -286,7 +286,7 @@ def _relative_half_width(row: Row) -> float | None:
     return float((high - low) / 2 / row["throughput_images_per_s"])
 
 
-def _alike(frame: pd.DataFrame, row: Row, fields: list[str]) -> pd.DataFrame:
+def alike(frame: pd.DataFrame, row: Row, fields: list[str]) -> pd.DataFrame:
     """Rows equal to `row` in these fields; unknown equals unknown."""
     keep = pd.Series(True, index=frame.index)
     for field in fields:

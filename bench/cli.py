@@ -125,6 +125,14 @@ def run_command(
     engine: Annotated[
         list[str] | None, option("--engine", panel=WHAT, text="eager, … (bench list engines).")
     ] = None,
+    engine_mode: Annotated[
+        list[str] | None,
+        option("--engine-mode", panel=WHAT, text="A way of working of an engine: max-autotune, …"),
+    ] = None,
+    calibration_images: Annotated[
+        list[str] | None,
+        option("--calibration-images", panel=WHAT, text="Images INT8 is calibrated on: 32."),
+    ] = None,
     data: Annotated[
         list[str] | None,
         option("--data", panel=WHAT, text="synthetic, cifar10, folder:DIR."),
@@ -183,6 +191,10 @@ def run_command(
     timeout: Annotated[
         float | None, option("--timeout", panel=HARD, text="Seconds after which a case is killed.")
     ] = None,
+    no_cache: Annotated[
+        bool,
+        option("--no-cache", panel=HARD, text="Build exported and compiled models anew."),
+    ] = False,
     results: Results = DEFAULT_RESULTS,
     resume: Annotated[
         bool,
@@ -210,7 +222,8 @@ def run_command(
         "batch_size": batch_size, "image_size": image_size, "engine": engine, "data": data,
         "loader_workers": loader_workers, "recipe": recipe, "memory_format": memory_format,
         "weights": weights, "threads": threads, "seed": seed, "epochs": epochs,
-        "classes": classes, "world_size": world_size,
+        "classes": classes, "world_size": world_size, "engine_mode": engine_mode,
+        "calibration_images": calibration_images,
     }  # fmt: skip
     if amp and precision:
         raise WrongUse("--amp means --precision amp; give one of them, not both.")
@@ -228,12 +241,108 @@ def run_command(
         max_seconds=max_seconds,
         repeats=repeats,
         timeout_s=timeout,
+        rebuild=no_cache,
         results=results,
         resume=resume,
         dry_run=dry_run,
         json=json,
     )
     raise typer.Exit(request.execute(asked))
+
+
+@app.command("best", cls=Grouped, epilog=EXIT_CODES)
+def best_command(
+    task: Annotated[str, option("--task", panel=WHAT, text="infer or train.")] = "infer",
+    model: Annotated[
+        str | None, option("--model", panel=WHAT, text="resnet50, … (bench list models).")
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        option("--device", panel=WHAT, text="cpu, cuda, cuda:0, … (default: every device)."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None, option("--engine", panel=WHAT, text="Only these (default: every one).")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        option("--precision", panel=WHAT, text="Only these (default: all that are not emulated)."),
+    ] = None,
+    batch_size: Annotated[
+        list[str] | None,
+        option("--batch-size", panel=WHAT, text="Only these (default: 1,8,32; GPU 1,32,256)."),
+    ] = None,
+    threads: Annotated[
+        list[str] | None,
+        option("--threads", panel=WHAT, text="Only these (default: all cores, then half)."),
+    ] = None,
+    image_size: Annotated[
+        str | None, option("--image-size", panel=WHAT, text="Side in pixels: 224.")
+    ] = None,
+    data: Annotated[
+        str | None, option("--data", panel=WHAT, text="synthetic, cifar10, folder:DIR.")
+    ] = None,
+    weights: Annotated[
+        str | None, option("--weights", panel=WHAT, text="random, default, FILE.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        option("--classes", panel=WHAT, text="Outputs of the model (default: as the data has)."),
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, option("--max-latency-ms", panel=HARD, text="Slowest request allowed …")
+    ] = None,
+    percentile: Annotated[
+        str, option("--percentile", panel=HARD, text="… at this percentile: 50, 90, 95, 99, 99.9.")
+    ] = "99",
+    max_memory_mib: Annotated[
+        float | None, option("--max-memory-mib", panel=HARD, text="Most peak memory allowed.")
+    ] = None,
+    min_agreement: Annotated[
+        str | None,
+        option("--min-agreement", panel=HARD, text="Least top-1 agreement with fp32: 99%."),
+    ] = None,
+    fidelity_images: Annotated[
+        int,
+        option("--fidelity-images", panel=HARD, text="Inputs on which agreement is judged."),
+    ] = 256,
+    max_minutes: Annotated[
+        float, option("--max-minutes", panel=HARD, text="Time for the search.")
+    ] = 4.0,
+    no_cache: Annotated[
+        bool,
+        option("--no-cache", panel=HARD, text="Build exported and compiled models anew."),
+    ] = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Search engine, precision, batch size and threads for the fastest way to do a task here.
+
+    Short tries of everything, longer ones of the better, then rounds of the best and of
+    fp32, interleaved. Every try is a record.
+    """
+    from bench import best, request
+
+    one = {"model": model, "image_size": image_size, "data": data, "weights": weights}
+    given = {name: [text] for name, text in {**one, "classes": classes}.items() if text}
+    several = {
+        "device": device, "engine": engine, "precision": precision, "batch_size": batch_size,
+        "threads": threads, "task": [task],
+    }  # fmt: skip
+    given |= {name: texts for name, texts in several.items() if texts}
+    axes = {name: request.values(name, texts) for name, texts in given.items()}
+    agreement = None
+    if min_agreement is not None:
+        agreement = request.share(min_agreement, "--min-agreement", whole=True)
+    asked = best.Request(
+        axes=axes,
+        limits=best.limits(
+            max_latency_ms, percentile, max_memory_mib, agreement, axes.get("weights")
+        ),
+        minutes=request.positive(max_minutes, "--max-minutes", "minutes"),
+        fidelity_images=request.values("fidelity_images", [str(fidelity_images)])[0],
+        results=results,
+        rebuild=no_cache,
+    )
+    raise typer.Exit(best.execute(asked))
 
 
 @app.command("report", cls=Grouped)

@@ -25,7 +25,6 @@ from bench.messages import Forecast
 from bench.precisions import PRECISIONS, Precision
 from bench.schema import Case
 from bench.training import Trainer
-from bench.workload import LAYOUTS
 
 DEFAULT_CLASSES = 1000
 FIRST = 8  # batch size a search for the largest begins with
@@ -56,7 +55,7 @@ def forecast(case: Case, device: Device) -> Forecast:
 def _traced(case: Case, device: Device) -> tuple[int, float]:
     """Peak bytes and operations an image of torch's own operators."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        layout = getattr(torch, LAYOUTS[case.memory_format])
+        layout = getattr(torch, models.LAYOUTS[case.memory_format])
         classes = case.classes or DEFAULT_CLASSES
         model = models.build(case.model, "random", classes, case.seed)
         shape = (case.batch_size, 3, case.image_size, case.image_size)

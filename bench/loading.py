@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import torch
 from msgspec import Struct
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler, Subset
@@ -17,6 +20,9 @@ from bench.schema import Case
 # ImageNet's mean and deviation, torchvision's usual normalisation.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRIES = 100  # images tried in place of a corrupt one
+
+# Seeds of synthetic images that no step and no request sees.
+FOR_TRAINING, FOR_TESTING = 1_000_000, 2_000_000
 
 Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
 
@@ -99,6 +105,27 @@ class Loaders(Struct, frozen=True):
         """Fixed order, same transforms, no augmentation; training images where no others are."""
         images = Decoded(self.source.test or self.source.train, self.case.image_size)
         return self._loader(images, shuffle=False, drop=not whole)
+
+    def drawn(self, count: int, size: int, *, train: bool) -> Iterator[Batch]:
+        """Whole batches of `size`, `count` images at least, drawn at random and seeded.
+
+        Of training or of test images; every one is drawn once before any is drawn again. Where
+        there are no test images, they come from the other end of the training images' order.
+        """
+        batches = math.ceil(count / size)
+        if self.source.pretend:
+            first = self.case.seed + (FOR_TRAINING if train else FOR_TESTING)
+            for number in range(batches):
+                case = msgspec.structs.replace(self.case, batch_size=size, seed=first + number)
+                yield *synthetic_batch(case, self.source.classes), []
+            return
+        part = self.source.train if train else self.source.test or self.source.train
+        images = Decoded(part, self.case.image_size)
+        generator = torch.Generator().manual_seed(self.case.seed)
+        drawn = torch.randperm(len(images), generator=generator)
+        order = itertools.cycle((drawn if train else drawn.flip(0)).tolist())
+        for _ in range(batches):
+            yield collate([images[index] for index in itertools.islice(order, size)])
 
     @property
     def _workers(self) -> int:

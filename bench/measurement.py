@@ -75,9 +75,19 @@ class Measurement(Struct, frozen=True, kw_only=True):
         int | None, doc("most memory torch's allocator held on the device, used or not")
     ] = None
     setup_s: Annotated[float | None, doc("from start of the worker to its first step")] = None
-    build_s: Annotated[float | None, doc("part of setup_s: export, quantise, compile, capture")] = (
-        None
-    )
+    build_s: Annotated[
+        float | None, doc("a cold build: export, quantise, compile, capture; see build_cached")
+    ] = None
+    build_cached: Annotated[
+        bool | None,
+        doc("an earlier build's result was used; build_s is what it took then. Null: none is kept"),
+    ] = None
+    calibrated_images: Annotated[
+        int | None, doc("training images INT8 ranges were taken from, or QAT steps were made on")
+    ] = None
+    calibration_s: Annotated[
+        float | None, doc("seconds of that, in build_s; with quantising where the engine does both")
+    ] = None
     first_step_s: Annotated[float | None, doc("the first step, synchronised")] = None
     first_request_s: Annotated[float | None, doc("the first request of the latency protocol")] = (
         None
@@ -212,7 +222,30 @@ class Measurement(Struct, frozen=True, kw_only=True):
     gemm_bf16_tflops: Annotated[
         float | None, doc("the same in bf16, where the host has units for it")
     ] = None
-    model_bytes: Annotated[int | None, doc("bytes of the weights as executed")] = None
+    int8_float_layers: Annotated[
+        list[str] | None, doc("multiply-adds of an INT8 case that ran in floating point")
+    ] = None
+    model_bytes: Annotated[
+        int | None, doc("bytes of the model as executed: of its file, where the engine has one")
+    ] = None
+    fp32_model_bytes: Annotated[int | None, doc("bytes of the same weights in fp32")] = None
+    fidelity_images: Annotated[
+        int | None, doc("inputs on which the logits were compared with eager fp32's (INT8)")
+    ] = None
+    fidelity_sqnr_db: Annotated[
+        float | None,
+        doc("signal ÷ quantisation noise of logits centred over the inputs, decibels"),
+    ] = None
+    top1_agreement: Annotated[
+        float | None, doc("share of these inputs with the same best class as eager fp32")
+    ] = None
+    top1_agreement_note: Annotated[
+        str | None, doc("why there is none: fp32 predicts less than half of its classes")
+    ] = None
+    top1_accuracy: Annotated[
+        float | None, doc("share of right answers on these inputs, where the data has classes")
+    ] = None
+    fp32_top1_accuracy: Annotated[float | None, doc("the same of eager fp32")] = None
     nondeterministic_operations: Annotated[
         list[str] | None,
         doc("operations torch has no deterministic form for, as they ran in a deterministic case"),
@@ -223,7 +256,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     energy_total_j_per_image: Annotated[float | None, doc("the same, idle power included")] = None
     energy_source: Annotated[str | None, doc("what counted the joules, and what they cover")] = None
-    threads_used: Annotated[int | None, doc("intra-op threads read back from torch")] = None
+    threads_used: Annotated[int | None, doc("intra-op threads of what executes, read back")] = None
     settings: Annotated[
         list[str] | None, doc("NAME=value of what was forced and read back: TF32, cuDNN, autocast")
     ] = None

@@ -28,6 +28,10 @@ MODELS = {
 }
 
 
+# A case's memory format → torch's name for it.
+LAYOUTS = {"channels_last": "channels_last", "contiguous": "contiguous_format"}
+
+
 def describe() -> dict[str, str]:
     """Name -> one-line description."""
     stems = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import determinism, forecast, peaks, sensors, sentinel, workload
+from bench.cache import Cache
 from bench.devices import Device, default_threads, open_device
 from bench.energy import Meter, Spent, Unmetered
 from bench.measure import Estimate, Loop, Tell, Throughput
@@ -42,7 +44,8 @@ def observe(
     case = order.case
     unsettled = determinism.listen()
     every_thread = default_threads()  # before a case sets its own number
-    work = _sentinel(case) if order.purpose == sentinel.PURPOSE else workload.compose(case)
+    guards = order.purpose == sentinel.PURPOSE
+    work = _sentinel(case) if guards else workload.compose(case, built(order))
     spent = Spent(_meter(work.device, case), order.idle_power_w)
     watch = Watch(sensors.HostWatch(order.root), work.device, spent)
     loop = Loop(work.device, order.budget, tell, watch=watch, announce=announce)
@@ -72,6 +75,7 @@ def observe(
         found |= host_peaks(work.device, every_thread, watch)
     else:
         found |= needs(order, work.device, found["throughput_images_per_s"])
+        found |= fidelity_facts(work, order, found["throughput_images_per_s"])
     found |= results(case, work) | corrupt_facts(work)
     found["nondeterministic_operations"] = sorted(unsettled) or None
     return Measurement(**found), warnings + case_warnings(case, work, found)
@@ -104,10 +108,15 @@ def sampled(
 
 def follow(order: Order, announced: Callable[[], int]) -> None:
     """Do the steps another rank measures, until it announces none."""
-    work = workload.compose(order.case)
+    work = workload.compose(order.case, built(order))
     loop = Loop(work.device, order.budget)
     while (count := announced()) > 0:
         loop.timed(work.step, count)
+
+
+def built(order: Order) -> Cache:
+    """What earlier cases have built."""
+    return Cache(Path(order.cache), rebuild=order.rebuild)
 
 
 def _sentinel(case: Case) -> workload.Work:
@@ -365,9 +374,38 @@ def results(case: Case, work: workload.Work) -> dict[str, Any]:
         found |= {
             "output_error": work.output_error,
             "int8_mac_share": evidence.int8_mac_share,
+            "int8_float_layers": evidence.float_layers,
             "model_bytes": evidence.model_bytes,
+            "fp32_model_bytes": work.fp32_bytes,
+            "calibrated_images": evidence.calibrated_images,
+            "calibration_s": evidence.calibration_s,
+            "build_cached": work.build_cached,
+            "settings": work.settings + evidence.settings,
+            "threads_used": evidence.threads or torch.get_num_threads(),
         }
     return found
+
+
+SLOWER_IN_FP32 = 4  # seconds of eager fp32 and of the case itself, in seconds of the case
+
+
+def fidelity_facts(work: workload.Work, order: Order, images_per_s: float) -> dict[str, Any]:
+    """How near the answers are to eager fp32's, where there is time to see."""
+    count = order.budget.fidelity_images
+    if work.fidelity is None or not count:
+        return {}
+    left_s = order.started + order.budget.timeout_s - time.monotonic()
+    if SLOWER_IN_FP32 * (count + order.case.batch_size) / images_per_s > left_s:
+        return {"top1_agreement_note": "not enough time was left to compare; see --timeout"}
+    near = work.fidelity(count)
+    return {
+        "fidelity_images": near.images,
+        "fidelity_sqnr_db": near.sqnr_db,
+        "top1_agreement": near.agreement,
+        "top1_agreement_note": near.agreement_note,
+        "top1_accuracy": near.accuracy,
+        "fp32_top1_accuracy": near.fp32_accuracy,
+    }
 
 
 def losses(trainer: Trainer, *, full: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bench.data import plugin, split
 from bench.errors import WrongUse, unknown
 from bench.facts import DeviceFacts
 from bench.models import MODELS
-from bench.precisions import PRECISIONS
+from bench.precisions import PRECISIONS, QAT
 from bench.schema import BUDGETS, Budget, Case, short_hash
 
 AXES = tuple(f.name for f in msgspec.structs.fields(Case) if f.name != "full")
@@ -182,6 +182,8 @@ LEAST = {
     "epochs": 1,
     "threads": 1,
     "seed": 0,
+    "fidelity_images": 1,
+    "calibration_images": 2,  # one would be a constant in the exported graph
 }
 PLUGINS = {"engine": "engines", "recipe": "recipes"}
 
@@ -200,10 +202,8 @@ def _value(where: str, axis: str, value: Any) -> Any:
     known = NAMES.get(axis) or (registry.names(PLUGINS[axis]) if axis in PLUGINS else None)
     if known is not None and value not in known:
         raise unknown(axis.replace("_", " "), value, known)
-    if axis == "device":
-        _device(value)
-    if axis == "data":
-        _data(value)
+    if axis in CHECKS:
+        CHECKS[axis](value)
     if axis == "weights" and value not in ("random", "default") and not _is_file(value):
         raise WrongUse(f"{where}: {value[:80]!r} is neither random, default nor a file.")
     return value
@@ -232,11 +232,20 @@ def _device(value: str) -> None:
         raise WrongUse(f"--device {value}: what follows the colon must be a number.")
 
 
+def _mode(value: str) -> None:
+    modes = {mode for engine in registry.names("engines") for mode in registry.modes(engine)}
+    if value not in modes:
+        raise unknown("engine mode", value, modes)
+
+
 def _data(value: str) -> None:
     name, argument = split(value)
     if name not in registry.names("data"):
         raise unknown("data source", name, registry.names("data"))
     plugin(value).check(argument)
+
+
+CHECKS = {"engine_mode": _mode, "device": _device, "data": _data}
 
 
 def override(plan: Plan, flags: dict[str, list[Any]]) -> Plan:
@@ -303,11 +312,18 @@ def _for_class(values: Any, kind: str) -> list[Any]:
 def _case(values: dict[str, Any]) -> Case:
     """Fill in what follows from the rest.
 
-    Only training has epochs. Whole epochs and real images come
+    Only training has epochs, and a recipe but for the one that trains for INT8. Only INT8
+    inference is calibrated. Whole epochs and real images come
     through a loader, of two workers for real images where the plan does not say;
     inference takes its images from the device.
     """
-    if values.get("task", "infer") == "infer":
+    infers = values.get("task", "infer") == "infer"
+    int8 = PRECISIONS[values.get("precision", "fp32")].kind == "int8"
+    if not (infers and int8):
+        values.pop("calibration_images", None)
+    if infers and not (int8 and values.get("recipe") == QAT):
+        values.pop("recipe", None)
+    if infers:
         values |= {"epochs": None, "loader_workers": None}
     elif values.get("loader_workers") is None:
         real = split(values.get("data", "synthetic"))[0] != "synthetic"

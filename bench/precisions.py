@@ -10,6 +10,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+QAT = "qat"  # the recipe that trains a network for INT8
+
 
 class Precision(Struct, frozen=True):
     """One row of the table below.

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bench import data, energy, forecast, registry, sentinel, workload
+from bench import data, energy, forecast, refusals, registry, sentinel
 from bench.devices import Device, kind_of, open_device
 from bench.environment.collect import collect
 from bench.errors import Refused
@@ -59,23 +59,23 @@ def survey(raw: Any) -> Survey:
 def check(raw: Any) -> Checked:
     """Refusals of `[cases, fetch]`, whose devices are here; data is downloaded only to `fetch`."""
     cases, fetch = msgspec.convert(raw, tuple[list[Case], bool])
-    refusals, emulated = [], []
+    reasons, emulated = [], []
     fetched: dict[str, str | None] = {}
     for case in cases:
         device = open_device(case.device)
         if fetch and case.data not in fetched:
             fetched[case.data] = _prepare(case.data)
-        reason = fetched.get(case.data) or workload.refusal(case, device) or _data_refusal(case)
-        refusals.append(reason)
+        reason = fetched.get(case.data) or refusals.refusal(case, device) or _data_refusal(case)
+        reasons.append(reason)
         emulated.append(device.emulates(PRECISIONS[case.precision]))
-    return Checked(refusals=refusals, emulated=emulated)
+    return Checked(refusals=reasons, emulated=emulated)
 
 
 def foresee(raw: Any) -> Foreseen:
     """What `[cases, searches]` need, and how far the searches may go; no device has to be here."""
     cases, searches = msgspec.convert(raw, tuple[list[Case], list[Case]])
     ceilings: list[int | None] = []
-    refusals: list[str | None] = []
+    reasons: list[str | None] = []
     for case in searches:
         ceiling, reason = None, None
         try:
@@ -83,9 +83,9 @@ def foresee(raw: Any) -> Foreseen:
         except Refused as refused:
             reason = str(refused)
         ceilings.append(ceiling)
-        refusals.append(reason)
+        reasons.append(reason)
     forecasts = [forecast.quietly(case, _opened(case)) for case in cases]
-    return Foreseen(forecasts=forecasts, ceilings=ceilings, refusals=refusals)
+    return Foreseen(forecasts=forecasts, ceilings=ceilings, refusals=reasons)
 
 
 def _opened(case: Case) -> Device:
@@ -107,7 +107,7 @@ def _prepare(name: str) -> str | None:
 def _data_refusal(case: Case) -> str | None:
     """None also where the data is not here yet: then only a run can tell."""
     try:
-        return workload.data_refusal(case, data.open_source(case))
+        return refusals.data_refusal(case, data.open_source(case))
     except Refused as refused:
         return str(refused)
     except (OSError, RuntimeError):
@@ -121,9 +121,9 @@ def _line(error: Exception) -> str:
 def diagnose(_: None) -> list[Finding]:
     """Every device, engine and precision: works, or why not and what to do."""
     found = [_device(kind) for kind in registry.names("devices")]
-    found += [f for engine in registry.names("engines") for f in _engine(engine)]
-    for facts in survey([[], True, False]).devices:
-        device = open_device(facts.device)
+    devices = [open_device(facts.device) for facts in survey([[], True, False]).devices]
+    found += [f for engine in registry.names("engines") for f in _engine(engine, devices)]
+    for device in devices:
         found.append(_meter(device))
         found += [_precision(device, precision) for precision in PRECISIONS.values()]
     noises = [
@@ -141,23 +141,33 @@ def _device(kind: str) -> Finding:
     return Finding(group="devices", name=kind, works=True, text=text)
 
 
-def _engine(engine: str) -> list[Finding]:
-    """One line a kind of precision the engine has a file for."""
+def _engine(engine: str, here: list[Device]) -> list[Finding]:
+    """One line a kind of precision the engine has a file for: where it works, or why nowhere."""
     found = []
     for kind in sorted({p.kind for p in PRECISIONS.values()}):
         if not registry.has("engines", f"{engine}.{kind}"):
             continue
-        missing = workload.missing_modules(registry.load("engines", f"{engine}.{kind}"))
-        text = f"pip install {' '.join(missing)}" if missing else ""
+        module = registry.load("engines", f"{engine}.{kind}")
         name = f"{engine} {kind}"
-        found.append(Finding(group="engines", name=name, works=not missing, text=text))
+        if refusals.missing_modules(module):
+            text = refusals.install(module)
+            found.append(Finding(group="engines", name=name, works=False, text=text))
+            continue
+        precision = next(p.name for p in PRECISIONS.values() if p.kind == kind)
+        reasons: dict[str, str | None] = {}
+        for device in here:
+            case = Case(device=device.name, engine=engine, precision=precision)
+            reasons[device.name] = module.refuses(case, device)
+        able = [n for n, reason in reasons.items() if reason is None]
+        text = f"on {', '.join(able)}" if able else "; ".join(map(str, reasons.values()))
+        found.append(Finding(group="engines", name=name, works=bool(able), text=text))
     return found
 
 
 def _precision(device: Device, precision: Precision) -> Finding:
     """Tried for inference with the default engine."""
     case = Case(device=device.name, precision=precision.name)
-    reason = workload.refusal(case, device)
+    reason = refusals.refusal(case, device)
     text = reason or (f"(slowly: {e})" if (e := device.emulates(precision)) else "")
     name = f"{precision.name} on {device.name}"
     return Finding(group="precisions", name=name, works=reason is None, text=text)

@@ -30,6 +30,7 @@ class Ready(Struct, frozen=True):
     searches: list[Case] = []  # cases whose largest batch size is sought
     forecasts: dict[str, Forecast] = {}  # case_id -> what it needs, where that was asked
     ceilings: dict[str, int] = {}  # case_id of a search -> how far it may go
+    search: Schedule | None = None  # in place of the grid
 
     @property
     def machine(self) -> dict[str, object]:
@@ -46,7 +47,7 @@ class Ready(Struct, frozen=True):
     @property
     def schedule(self) -> Schedule:
         """Everything this run has to try."""
-        grid = Grid(self.cases, self.plan.repeats)
+        grid = self.search or Grid(self.cases, self.plan.repeats)
         timeout_s = self.plan.budget.timeout_s
         sought = [LargestBatch(c, timeout_s, self.ceilings.get(c.case_id)) for c in self.searches]
         some = any(c.case_id not in self.refusals for c in [*self.cases, *self.searches])
@@ -80,11 +81,11 @@ class Ready(Struct, frozen=True):
         return found
 
 
-def prepare(plan: Plan, *, full: bool = False, fetch: bool = True) -> Ready:
+def prepare(plan: Plan, *, full: bool = False, fetch: bool = True, foresee: bool = True) -> Ready:
     """Ask children which devices are here and which cases they refuse. Measures no case.
 
     `fetch`: data that is not here may be downloaded, idle power is measured, and only
-    cases that might not fit are forecast.
+    cases that might not fit are forecast; `foresee`: whether any is.
     """
     question = msgspec.json.encode(["survey", [*asked_devices(plan), fetch]])
     survey = msgspec.json.decode(processes.ask("bench.preflight", question), type=Survey)
@@ -98,6 +99,8 @@ def prepare(plan: Plan, *, full: bool = False, fetch: bool = True) -> Ready:
     refusals |= _refusals(present, fetch=fetch)
     grid, searches = ([p.case for p in planned if p.search == sought] for sought in (False, True))
     ready = Ready(plan, grid, refusals, survey, searches)
+    if not foresee:
+        return ready
     return _foreseen(ready, [c for c in grid if not fetch or _might_not_fit(c, ready)])
 
 

@@ -46,6 +46,17 @@ def load(kind: str, name: str) -> ModuleType:
     return importlib.import_module(f"bench.{FOLDERS[kind][0]}.{name}")
 
 
+def modes(engine: str) -> dict[str, str]:
+    """What an engine's `--engine-mode` can be, and what it means; imports no more than that."""
+    found: dict[str, str] = getattr(load("engines", engine), "MODES", {})
+    return found
+
+
+def builds_slowly(engine: str) -> bool:
+    """Whether an engine says of itself that it builds for a minute rather than for seconds."""
+    return bool(getattr(load("engines", engine), "SLOW_BUILD", False))
+
+
 def has(kind: str, name: str) -> bool:
     """Whether `load(kind, name)` would find a file."""
     path = ROOT / FOLDERS[kind][0] / Path(*name.split("."))

@@ -17,7 +17,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from msgspec import Struct
 
 import bench
-from bench import analysis, article, registry, store, words
+from bench import analysis, article, int8, registry, store, words
 from bench.errors import NothingToReport, WrongUse
 from bench.facts import DeviceState, Environment
 from bench.schema import WARNINGS, columns
@@ -114,6 +114,9 @@ def _page(
         speedups=analysis.speedups(real, baseline),
         baseline=baseline or analysis.DEFAULT_BASELINE,
         scalings=analysis.scalings(real),
+        int8=int8.verdicts(real),
+        int8_training=int8.training_costs(real),
+        int8_claims=list(int8.claims().values()),
         machines=_machines(rows),
         claims=analysis.article_claims(),
         warnings={c: t for c, t in WARNINGS.items() if any(c in w for w in rows["warnings"])},

@@ -15,7 +15,7 @@ from bench.schema import BUDGETS, Budget, Record
 
 NUMBERS = (
     "batch_size", "world_size", "image_size", "loader_workers", "threads", "seed", "epochs",
-    "classes",
+    "classes", "calibration_images", "fidelity_images",
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Request(Struct, frozen=True, kw_only=True):
     max_seconds: float | None
     repeats: int | None
     timeout_s: float | None
+    rebuild: bool
     results: Path
     resume: bool
     dry_run: bool
@@ -78,7 +79,9 @@ def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
     watch = runner.Watch(started=line.started, progress=line.progress, recorded=recorded)
     try:
         with line:
-            run_id = runner.run(found, asked.results, watch, resume=asked.resume)
+            run_id = runner.run(
+                found, asked.results, watch, resume=asked.resume, rebuild=asked.rebuild
+            )
     except KeyboardInterrupt:
         summary.tell(records, asked.results, [], json=asked.json, interrupted=True)
         return 130
@@ -100,7 +103,7 @@ def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
 def resolve(asked: Request) -> planning.Plan:
     """The plan with the flags put in. Raises WrongUse."""
     plan = planning.load(asked.plan)
-    flags = {name: _values(name, texts) for name, texts in asked.axes.items()}
+    flags = {name: values(name, texts) for name, texts in asked.axes.items()}
     if asked.deterministic:
         flags["deterministic"] = [False, True]  # the twin without it says what it costs
     plan = planning.override(plan, flags)
@@ -111,7 +114,8 @@ def resolve(asked: Request) -> planning.Plan:
     )
 
 
-def _values(axis: str, texts: list[str]) -> list[Any]:
+def values(axis: str, texts: list[str]) -> list[Any]:
+    """The checked values of a flag. Raises WrongUse."""
     flag = "--" + axis.replace("_", "-")
     parts = [p.strip() for text in texts for p in text.split(",") if p.strip()]
     auto = planning.AUTO if axis == "batch_size" else None
@@ -133,31 +137,33 @@ def _budget(asked: Request, budget: Budget) -> Budget:
     if asked.target_ci is not None:
         changes["target_ci"] = share(asked.target_ci, "--target-ci")
     if asked.max_seconds is not None:
-        seconds = _positive(asked.max_seconds, "--max-seconds")
+        seconds = positive(asked.max_seconds, "--max-seconds")
         changes |= {
             "max_seconds": seconds,
             "min_seconds": min(budget.min_seconds, seconds),
             "latency_seconds": seconds,
         }
     if asked.timeout_s is not None:
-        changes["timeout_s"] = _positive(asked.timeout_s, "--timeout")
+        changes["timeout_s"] = positive(asked.timeout_s, "--timeout")
     return planning.changed(budget, changes)
 
 
-def share(text: str, flag: str) -> float:
-    """`1%` or `0.01` → 0.01. Raises WrongUse."""
+def share(text: str, flag: str, *, whole: bool = False) -> float:
+    """`1%` or `0.01` → 0.01; 100% only if `whole`. Raises WrongUse."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise WrongUse(f"{flag}: {text!r} is not a share such as 1% or 0.01.") from error
-    if not 0 < value < 1:
-        raise WrongUse(f"{flag}: expected more than 0% and less than 100%, not {text}.")
+    if not (0 < value < 1 or (whole and value == 1)):
+        most = "at most" if whole else "less than"
+        raise WrongUse(f"{flag}: expected more than 0% and {most} 100%, not {text}.")
     return value
 
 
-def _positive(value: float, flag: str) -> float:
+def positive(value: float, flag: str, unit: str = "seconds") -> float:
+    """A finite number above 0. Raises WrongUse."""
     if not value > 0 or value == float("inf"):
-        raise WrongUse(f"{flag}: expected more than 0 seconds, not {value:g}.")
+        raise WrongUse(f"{flag}: expected more than 0 {unit}, not {value:g}.")
     return value
 
 

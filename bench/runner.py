@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from bench import processes, sentinel, store
+from bench import cache, processes, sentinel, store
 from bench.environment import cgroup
 from bench.environment.fingerprints import machine_fingerprint, software_fingerprint
 from bench.facts import DeviceFacts
 from bench.messages import Order, Outcome, Progress
 from bench.peaks import Peak
 from bench.ready import Ready
-from bench.schema import Case, Record, Trial, Tried
+from bench.schema import Case, Record, Trial, tried
 
 LOG_KEPT = 2000  # characters of a failed worker's output that stay in its record
 
@@ -43,8 +43,13 @@ def run_id_now() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> str:
-    """Run what has no record yet and return the run's id. Raises CannotStore."""
+def run(
+    ready: Ready, folder: Path, watch: Watch, *, resume: bool = False, rebuild: bool = False
+) -> str:
+    """Run what has no record yet and return the run's id. Raises CannotStore.
+
+    rebuild: nothing built by earlier cases is used.
+    """
     schedule = ready.schedule
     found = None
     if resume:
@@ -54,7 +59,9 @@ def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> st
     run_id, done = found or (run_id_now(), {})
     index = store.next_index(folder, run_id)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        runner = Runner(ready, run_id, Path(scratch), watch, peaks=_peaks(folder, run_id))
+        runner = Runner(
+            ready, run_id, Path(scratch), watch, peaks=_peaks(folder, run_id), rebuild=rebuild
+        )
         while (trial := schedule.next(done)) is not None:
             guards = sum(purpose == sentinel.PURPOSE for _, _, purpose in done)
             total = schedule.length(done)
@@ -62,7 +69,7 @@ def run(ready: Ready, folder: Path, watch: Watch, *, resume: bool = False) -> st
             record = runner.attempt(trial, total)
             store.append(folder, record, index)
             index += 1
-            done[trial.key] = Tried(status=record.status, batch_size=trial.case.batch_size)
+            done[trial.key] = tried(record)
             if trial.purpose == sentinel.PURPOSE:
                 runner.peaks.update(_peaks(folder, run_id))
             watch.recorded(record)
@@ -87,6 +94,7 @@ class Runner(Struct, frozen=True):
     scratch: Path
     watch: Watch
     peaks: dict[str, Peak]  # of the host, as this run's sentinel measured them
+    rebuild: bool = False
 
     def attempt(self, trial: Trial, total: int) -> Record:
         """Whatever happens to the worker, a record comes back."""
@@ -94,7 +102,7 @@ class Runner(Struct, frozen=True):
         refusal = self.ready.refusals.get(trial.case.case_id)
         # Forks share their server's memory layout and hash seed; rounds that are
         # to be compared must not, so each gets an interpreter of its own.
-        fresh = self.ready.plan.repeats > 1
+        fresh = trial.fresh or self.ready.plan.repeats > 1
         log = self.scratch / "worker.log"
         if refusal:
             outcome = Outcome(status="skipped", reason=refusal)
@@ -143,6 +151,8 @@ class Runner(Struct, frozen=True):
             started=time.monotonic(),
             log=str(log),
             root=os.getpid(),
+            cache=os.fspath(cache.root_or(self.scratch / "cache")),
+            rebuild=self.rebuild,
             idle_power_w=device.idle_power_w if device else None,
             device_name=device.device_name if device else None,
             host_peaks=self.peaks if _whole_host(case) else {},

@@ -14,7 +14,7 @@ from msgspec import Struct
 from bench import sentinel
 from bench.schema import Budget, Case, Key, Trial, Tried
 
-GRID, SEARCH, FIT = "grid", "search", "fit"  # purposes
+GRID, SEARCH, FIT, SCREEN, FINAL = "grid", "search", "fit", "screen", "final"  # purposes
 # Only whether it fits: the throughput of such a try is a by-product.
 FIT_BUDGET = Budget(
     name=FIT, min_seconds=0.1, max_seconds=0.5, latency_requests=1, latency_seconds=0.1

@@ -35,6 +35,9 @@ class Case(Struct, frozen=True, kw_only=True):
     task: Annotated[Task, doc("`train` or `infer`")] = "infer"
     device: Annotated[str, doc("`cpu`, `cuda:0`, …")] = "cpu"
     engine: Annotated[str, doc("what executes the model: `eager`, …")] = "eager"
+    engine_mode: Annotated[
+        str | None, doc("a way of working of this engine, e.g. `max-autotune`; null: its usual one")
+    ] = None
     precision: Annotated[str, doc("`fp32`, `tf32`, `amp`, `amp-fp16`, `amp-bf16`, `int8`")] = "fp32"
     batch_size: Annotated[int, doc("images per device and step")] = 1
     image_size: Annotated[int, doc("side of the square input in pixels")] = 224
@@ -58,6 +61,9 @@ class Case(Struct, frozen=True, kw_only=True):
     threads: Annotated[int | None, doc("intra-op threads asked for; null: the device's choice")] = (
         None
     )
+    calibration_images: Annotated[
+        int, doc("training images INT8 ranges are taken from, at least")
+    ] = 32
     world_size: Annotated[
         int, doc("devices that train together (DistributedDataParallel), each batch_size images")
     ] = 1
@@ -100,6 +106,9 @@ class Budget(Struct, frozen=True, kw_only=True):
     warmup_share: Annotated[float, doc("largest share of max_seconds spent on warm-up")] = 0.25
     latency_requests: Annotated[int, doc("requests of the latency protocol at most")] = 400
     latency_seconds: Annotated[float, doc("seconds of the latency protocol at most")] = 4.0
+    fidelity_images: Annotated[
+        int, doc("inputs on which INT8 is compared with eager fp32; 0: it is not")
+    ] = 256
     timeout_s: Annotated[
         float,
         doc("a case still running then is killed; when training fully, after so much silence"),
@@ -135,10 +144,19 @@ Key = tuple[str, int, str]  # case_id, round, purpose
 
 
 class Tried(Struct, frozen=True, kw_only=True):
-    """What a schedule knows of a try that has a record."""
+    """What a schedule knows of a try that has a record; None where it was not measured."""
 
     status: Status
     batch_size: int
+    seconds: float = 0.0
+    images_per_s: float | None = None
+    latency_ms: dict[str, float | None] = {}  # percentile -> milliseconds
+    memory_bytes: int | None = None
+    top1_agreement: float | None = None
+    note: str | None = None  # why there is none
+
+
+PERCENTILES = ("p50", "p90", "p95", "p99", "p999")
 
 
 class Trial(Struct, frozen=True, kw_only=True):
@@ -148,6 +166,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     round: int = 1
     purpose: str = "grid"
     budget: Budget | None = None  # None: the plan's
+    fresh: bool = False  # in an interpreter of its own, whatever the plan's rounds
 
     @property
     def key(self) -> Key:
@@ -171,7 +190,8 @@ class Record(Struct, frozen=True, kw_only=True):
         str,
         doc(
             "why it was tried: `grid` for a case, `search` and the short `fit` for the largest "
-            "batch, `sentinel` for the fixed work first and last"
+            "batch, `screen` for the short and `final` for the last tries of `bench best`, "
+            "`sentinel` for the fixed work first and last"
         ),
     ]
     started_at: Annotated[datetime, doc("UTC")]
@@ -199,6 +219,21 @@ class Record(Struct, frozen=True, kw_only=True):
     software_fingerprint: Annotated[str, doc("hash of what can be changed on them")]
     environment: Environment
     measurement: Measurement
+
+
+def tried(record: Record) -> Tried:
+    """What a schedule needs of a record."""
+    m = record.measurement
+    return Tried(
+        status=record.status,
+        batch_size=record.case.batch_size,
+        seconds=record.seconds,
+        images_per_s=m.throughput_images_per_s,
+        latency_ms={p: getattr(m, f"latency_{p}_ms") for p in PERCENTILES},
+        memory_bytes=m.peak_device_memory_bytes or m.peak_host_memory_bytes,
+        top1_agreement=m.top1_agreement,
+        note=m.top1_agreement_note,
+    )
 
 
 # The meaning of every code in `warnings`, for tables and reports.

@@ -19,7 +19,7 @@ import msgspec
 
 from bench import sentinel
 from bench.errors import CannotStore, NothingToReport, WrongUse
-from bench.schema import SCHEMA_VERSION, Key, Record, Tried, columns
+from bench.schema import SCHEMA_VERSION, Key, Record, Tried, columns, tried
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,9 +196,6 @@ def _filled(default: Any, count: int, field: pa.Field) -> pa.Array:
     return pa.array([None if field.nullable else default] * count, field.type)
 
 
-KEY = ["case_id", "round", "purpose"]
-
-
 def unfinished_run(
     folder: Path,
     plan_hash: str,
@@ -210,18 +207,13 @@ def unfinished_run(
     Only rows that agree with `machine` (column -> value) count: a run copied here
     from another machine must not be finished on this one.
     """
-    columns = ["run_id", "plan_hash", "status", "batch_size", *KEY, *machine]
+    columns = ["run_id", "plan_hash", *machine]
     frame = read(folder, columns).frame
     keep = frame["plan_hash"] == plan_hash
     for name, value in machine.items():
         keep &= frame[name].isna() if value is None else frame[name] == value
-    for run_id, rows in sorted(frame[keep].groupby("run_id"), reverse=True):
-        done = {
-            (str(row["case_id"]), int(row["round"]), str(row["purpose"])): Tried(
-                status=row["status"], batch_size=int(row["batch_size"])
-            )
-            for row in rows.to_dict("records")
-        }
+    for run_id in sorted(set(frame[keep]["run_id"]), reverse=True):
+        done = {(r.case_id, r.round, r.purpose): tried(r) for r in records(folder, run_id)}
         if lacks(done):
             return str(run_id), done
     return None

@@ -123,7 +123,7 @@ def _rounds(records: list[Record]) -> Table:
         rounds = [r for r in records if r.case_id == case_id]
         done = [r for r in rounds if r.measurement.throughput_images_per_s is not None]
         rates = [r.measurement.throughput_images_per_s or 0.0 for r in done]
-        found = spread(rates, [_within_one(r) for r in done]) if rates else None
+        found = spread(rates, [words.relative_half_width(r) for r in done]) if rates else None
         p50 = [r.measurement.latency_p50_ms for r in done]
         known = [p for p in p50 if p is not None]
         status = f"{len(done)} of {len(rounds)} measured"
@@ -137,15 +137,6 @@ def _rounds(records: list[Record]) -> Table:
             status + ("*" if any(r.warnings for r in rounds) else ""),
         )
     return grid
-
-
-def _within_one(record: Record) -> float | None:
-    m = record.measurement
-    if m.throughput_images_per_s is None or m.throughput_ci_low is None:
-        return None
-    if m.throughput_ci_high is None:
-        return None
-    return (m.throughput_ci_high - m.throughput_ci_low) / 2 / m.throughput_images_per_s
 
 
 def _print(grid: Table, out: IO[str]) -> None:
@@ -211,7 +202,7 @@ def _half_width(ratios: list[float], pairs: list[tuple[Record, Record]]) -> floa
     between = spread(ratios, []).half_width
     if between is not None:
         return between * statistics.fmean(ratios)
-    widths = [[_within_one(r) for r in pair] for pair in pairs]
+    widths = [[words.relative_half_width(r) for r in pair] for pair in pairs]
     known = [math.hypot(*(w for w in pair if w is not None)) for pair in widths if None not in pair]
     if len(known) < len(pairs):
         return None

@@ -29,7 +29,8 @@ class Trainer:
     def __init__(
         self, model: torch.nn.Module, recipe: Recipe, device: Device, precision: Precision
     ) -> None:
-        self.model, self.recipe, self.device = model.train(), recipe, device
+        model.train()  # an exported graph's returns nothing
+        self.model, self.recipe, self.device = model, recipe, device
         self.optimizer = recipe.optimizer(model)
         self.scaler = device.scaler(precision)
         self.dtype = device.autocast_dtype(precision)

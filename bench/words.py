@@ -85,6 +85,28 @@ def why_no_interval(codes: Iterable[str]) -> str:
     return f"no interval: {known[0]}" if known else "no interval"
 
 
+def layers(names: Iterable[str] | None) -> str:
+    """How many layers; 0 is an answer, a dash is none."""
+    return DASH if names is None or isinstance(names, float) else f"{len(list(names))} layers"
+
+
+def points(lost: float | None) -> str:
+    """A loss of accuracy in percentage points; a gain has a plus."""
+    return DASH if lost is None or missing(lost) else f"{-100 * lost:+.2f} points"
+
+
+def decibels(value: float | None) -> str:
+    """12.3 dB."""
+    return DASH if value is None or missing(value) else f"{value:.1f} dB"
+
+
+def calibration(seconds: float | None, images: float | None) -> str:
+    """3.4 s for 32 images."""
+    if seconds is None or images is None or missing(seconds) or missing(images):
+        return DASH
+    return f"{seconds:.1f} s, {images:g} images"
+
+
 def mebibytes(value: float | None) -> str:
     """Memory in MiB."""
     return DASH if value is None or missing(value) else f"{value / 2**20:,.0f} MiB"
@@ -102,6 +124,16 @@ def duration(seconds: float | None) -> str:
     if whole < 7200:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def relative_half_width(record: Record) -> float | None:
+    """Half of a record's own interval, as a share of its throughput."""
+    m = record.measurement
+    if m.throughput_images_per_s is None or m.throughput_ci_low is None:
+        return None
+    if m.throughput_ci_high is None:
+        return None
+    return (m.throughput_ci_high - m.throughput_ci_low) / 2 / m.throughput_images_per_s
 
 
 def result(record: Record) -> str:

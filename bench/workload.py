@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from msgspec import Struct
 
 from bench import data, loading, models, registry
-from bench.devices import Device, open_device
-from bench.engines import Forward, Job
-from bench.errors import Refused, Unproven
-from bench.precisions import PRECISIONS, Precision
+from bench.cache import Cache
+from bench.devices import Delegate, Device, open_device
+from bench.engines import Forward, Job, Labelled, digest, state_bytes
+from bench.errors import Refused
+from bench.fidelity import (
+    CHECKED,
+    Fidelity,
+    Reference,
+    compare,
+    demand,
+    difference,
+    eager_fp32,
+    kept_logits,
+)
+from bench.precisions import PRECISIONS, QAT, Precision
+from bench.refusals import data_refusal, realisation
 from bench.training import Fed, Trainer, accuracy
 
 if TYPE_CHECKING:
@@ -30,7 +40,8 @@ class Work(Struct, kw_only=True):
     step: Callable[[], None]
     settings: list[str]
     weights_sha256: str | None
-    build_s: float | None  # None: there is nothing to build
+    build_s: float | None  # of a cold build; None: there is nothing to build
+    build_cached: bool | None = None  # whether it was one; None: nothing of it is kept
     cycle: int = 1
     pretend_data: bool = False
     trainer: Trainer | None = None
@@ -42,89 +53,15 @@ class Work(Struct, kw_only=True):
     forward: Forward | None = None
     request: Callable[[], torch.Tensor] | None = None
     output_error: float | None = None
+    fidelity: Callable[[int], Fidelity] | None = None  # on so many inputs
+    fp32_bytes: int | None = None
     first_step_s: float | None = None  # where the first step came before the loop
     spans: list[
         tuple[Any, Any]
     ] = []  # marks around each request, where the device has its own time
 
 
-def realisation(case: Case) -> ModuleType | None:
-    """The file that runs this engine's kind of precision, if there is one."""
-    name = f"{case.engine}.{PRECISIONS[case.precision].kind}"
-    return registry.load("engines", name) if registry.has("engines", name) else None
-
-
-def missing_modules(module: ModuleType) -> list[str]:
-    """Packages a realisation imports that are not installed."""
-    return [name for name in module.MODULES if importlib.util.find_spec(name) is None]
-
-
-def refusal(case: Case, device: Device) -> str | None:
-    """Why this case cannot run on this device, or None."""
-    precision = PRECISIONS[case.precision]
-    return (
-        device.refuses(precision)
-        or _engine_refusal(case, device)
-        or models.refuses(case.model, case.weights)
-        or _batch_norm_refusal(case)
-        or _world_refusal(case, device)
-    )
-
-
-def _engine_refusal(case: Case, device: Device) -> str | None:
-    kind, module = PRECISIONS[case.precision].kind, realisation(case)
-    if module is None:
-        able = [e for e in registry.names("engines") if registry.has("engines", f"{e}.{kind}")]
-        return f"the engine {case.engine} has no {kind}; use --engine {' or '.join(able)}"
-    missing = missing_modules(module)
-    if missing:
-        return f"{case.engine} {kind} needs {', '.join(missing)}: pip install {missing[0]}"
-    reason: str | None = module.refuses(case, device)
-    return reason
-
-
-def _batch_norm_refusal(case: Case) -> str | None:
-    single = case.task == "train" and case.batch_size == 1
-    if single and models.last_side(case.model, case.image_size) == 1:
-        return (
-            f"BatchNorm cannot train on one image of {case.image_size} px (one value per channel); "
-            "use --batch-size 2 or more"
-        )
-    return None
-
-
-def _world_refusal(case: Case, device: Device) -> str | None:
-    if case.world_size == 1:
-        return None
-    if case.task != "train":
-        return "several devices are for training; infer with --world-size 1"
-    if case.full:
-        return "--full trains on one device; leave out --world-size"
-    if case.world_size > device.peers():
-        return (
-            f"a world of {case.world_size} needs as many devices of one kind, from {device.name} "
-            f"on there are {device.peers()}"
-        )
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_backend_available(device.backend):
-        return f"this torch has no {device.backend}, which --world-size needs"
-    return None
-
-
-def data_refusal(case: Case, source: data.Source) -> str | None:
-    """Why this case cannot run on this data, or None."""
-    if case.classes is not None and case.classes < source.classes:
-        return f"the data has {source.classes} classes, the model only {case.classes}"
-    images = source.train if case.task == "train" or source.test is None else source.test
-    if len(images) < case.global_batch_size and not case.full:
-        return (
-            f"{len(images)} images are fewer than one batch of {case.global_batch_size}; "
-            "use a smaller --batch-size"
-        )
-    return None
-
-
-def compose(case: Case) -> Work:
+def compose(case: Case, cache: Cache) -> Work:
     """Build the model, the data and the step. Raises Refused."""
     device, precision = open_device(case.device), PRECISIONS[case.precision]
     settings = device.prepare(case, precision)
@@ -132,59 +69,28 @@ def compose(case: Case) -> Work:
     if refused := data_refusal(case, source):
         raise Refused(refused)
     model = models.build(case.model, case.weights, case.classes or source.classes, case.seed)
-    digest = models.weights_sha256(model)
-    layout = getattr(torch, LAYOUTS[case.memory_format])
+    digest_of_weights = models.weights_sha256(model)
+    layout = getattr(torch, models.LAYOUTS[case.memory_format])
     model = model.to(device.torch_device()).to(memory_format=layout)
+    wanted = getattr(realisation(case), "LAYOUT", case.memory_format)
+    layout = getattr(torch, models.LAYOUTS[wanted])  # of the images; the reference keeps the case's
 
     def place(images: torch.Tensor) -> torch.Tensor:
         return images.to(device.torch_device(), non_blocking=True, memory_format=layout)
 
     loaders = loading.Loaders(case, source, device.asynchronous)
     corrupt: list[str] = []
-    made = Composer(case, device, source, place, loaders, corrupt)
+    made = Composer(case, device, source, place, loaders, corrupt, cache, digest_of_weights)
     parts = made.training(model) if case.task == "train" else made.inference(model)
     trainer: Trainer | None = parts.get("trainer")
+    parts.setdefault("device", device)
     return Work(
-        device=device,
         settings=settings + (trainer.settings if trainer else []),
-        weights_sha256=digest,
+        weights_sha256=digest_of_weights,
         pretend_data=source.pretend,
         corrupt=corrupt,
         **parts,
     )
-
-
-CHECKED = 4  # images whose logits are compared; in evaluation mode each is its own
-
-
-def eager_fp32(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of eager fp32 on the host, which every engine must agree with."""
-    own = next(model.parameters()).device
-    reference = model if own.type == "cpu" else copy.deepcopy(model).cpu()
-    training = model.training
-    reference.eval()
-    with torch.inference_mode():
-        logits: torch.Tensor = reference(images)
-    model.train(training)
-    return logits
-
-
-def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm of what is expected."""
-    found = logits.detach().float().cpu()
-    return float((found - expected).norm() / expected.norm())
-
-
-def _demand(error: float, precision: Precision) -> None:
-    """A fast wrong answer is no answer. Raises Unproven."""
-    if not error <= precision.tolerance:  # NaN is a wrong answer too
-        raise Unproven(
-            f"its logits differ from eager fp32 by {error:.2g} of their size, {precision.name} may "
-            f"by {precision.tolerance:g}: a wrong answer is not a measurement"
-        )
-
-
-LAYOUTS = {"channels_last": "channels_last", "contiguous": "contiguous_format"}
 
 
 class Composer(Struct, frozen=True):
@@ -196,6 +102,8 @@ class Composer(Struct, frozen=True):
     place: Callable[[torch.Tensor], torch.Tensor]
     loaders: loading.Loaders
     corrupt: list[str]
+    cache: Cache
+    weights_sha256: str
 
     def training(self, model: torch.nn.Module) -> dict[str, Any]:
         """A training step, fed by a loader where the case has one."""
@@ -203,14 +111,18 @@ class Composer(Struct, frozen=True):
         recipe: Any = registry.load("recipes", case.recipe)
         module = realisation(case)
         assert module is not None, "refusal() comes first"
-        model = module.trained(model)
+        if hasattr(recipe, "prepare"):
+            batch = max(2, case.batch_size)  # one image would make the batch a constant
+            images, _ = loading.synthetic_batch(_with(case, batch_size=batch), self.source.classes)
+            model = recipe.prepare(model, self.place(images))
+        model = module.trained(model, case)
         if case.world_size > 1:
             index = self.device.torch_device().index
             ids = None if index is None else [index]
             model = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
         trainer = Trainer(model, recipe, self.device, precision)
         if case.loader_workers is None:
-            own = _with_seed(case, case.seed + loading.place_among_ranks()[0])
+            own = _with(case, seed=case.seed + loading.place_among_ranks()[0])
             images, target = loading.synthetic_batch(own, case.classes or self.source.classes)
             images, target = self.place(images), target.to(self.device.torch_device())
             return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": None}
@@ -235,18 +147,19 @@ class Composer(Struct, frozen=True):
         module = realisation(self.case)
         assert module is not None, "refusal() comes first"
         precision = PRECISIONS[self.case.precision]
+        model.eval()
         host = next(self._host_batches(1))
-        expected = eager_fp32(model, host[:CHECKED])
+        fp32_bytes = state_bytes(model)
         start = time.perf_counter()
-        job = Job(self.case, precision, self.device, model, self._placed_batches)
-        forward: Forward = module.build(job)
-        build_s = time.perf_counter() - start
+        forward: Forward = module.build(self._job(model, precision))
+        build_s = time.perf_counter() - start + self.cache.saved_s
         resident = self.place(host)
         logits, first_step_s = self._first(forward, resident)
+        reference = getattr(forward, "reference", None) or eager_fp32(model)
         error = None
         if self.device.computes:
-            error = difference(logits[:CHECKED], expected)
-            _demand(error, precision)
+            error = difference(logits[:CHECKED], reference(host[:CHECKED]))
+            demand(error, precision)
         spans: list[tuple[Any, Any]] = []
 
         def request() -> torch.Tensor:
@@ -257,15 +170,76 @@ class Composer(Struct, frozen=True):
             spans.append((begun, self.device.mark()))
             return logits.cpu()
 
+        step = getattr(forward, "enqueue", forward)
+        rounds = precision.kind != "float" or precision.autocast is not None
+        asked = rounds and self.device.computes and self.device.emulates(precision) is None
+        own = getattr(forward, "reference", None) or self._eager_here(model)
         return {
-            "step": lambda: forward(resident),
+            "device": _draining(self.device, forward),
+            "step": lambda: step(resident),
             "request": request,
             "spans": spans,
             "forward": forward,
             "build_s": build_s,
+            "build_cached": self.cache.cached,
             "output_error": error,
             "first_step_s": first_step_s,
+            "fidelity": (lambda n: self._fidelity(own, forward, n)) if asked else None,
+            "fp32_bytes": fp32_bytes,
         }
+
+    def _job(self, model: torch.nn.Module, precision: Precision) -> Job:
+        def drawn(count: int, size: int) -> Iterator[Labelled]:
+            for images, labels, names in self.loaders.drawn(count, size, train=True):
+                self.corrupt.extend(names)
+                yield self.place(images), labels.to(self.device.torch_device())
+
+        return Job(
+            case=self.case,
+            precision=precision,
+            device=self.device,
+            model=model,
+            weights_sha256=self.weights_sha256,
+            cache=self.cache,
+            batches=self._placed_batches,
+            drawn=drawn,
+        )
+
+    def _eager_here(self, model: torch.nn.Module) -> Reference:
+        """Eager fp32 on the case's own device: the host would take minutes for a GPU's share."""
+
+        def logits(images: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                found: torch.Tensor = model(self.place(images))
+            return found.cpu()
+
+        return logits
+
+    def _fidelity(self, reference: Reference, forward: Forward, count: int) -> Fidelity:
+        """On `count` seeded inputs of the case's data; what eager fp32 says of them is kept."""
+        if not self.source.pretend:
+            count = min(count, len(self.source.test or self.source.train))
+        drawn = list(self.loaders.drawn(count, self.case.batch_size, train=False))
+        inputs = [images for images, _, _ in drawn]
+        found = torch.cat([forward(self.place(images)).float().cpu().clone() for images in inputs])
+        expected = self._expected(reference, inputs)
+        labels = torch.cat([labels for _, labels, _ in drawn])[:count]
+        known = None if self.source.pretend else labels
+        return compare(expected[:count], found[:count], known)
+
+    def _expected(self, reference: Reference, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Logits of `reference`, from the cache where it is the case's own network."""
+        if self.case.recipe == QAT:  # its reference has been trained
+            return torch.cat([reference(images) for images in inputs])
+        key = {
+            "weights": self.weights_sha256,
+            "inputs": digest(inputs),
+            "torch": str(torch.__version__),
+            "device": self.device.facts().device_name,
+        }
+        # Not the case's own cache: what is kept here is no part of its build.
+        cache = Cache(self.cache.root, rebuild=self.cache.rebuild)
+        return kept_logits(reference, inputs, cache, key)
 
     def _first(self, forward: Forward, images: torch.Tensor) -> tuple[torch.Tensor, float]:
         """The very first pass and its seconds: the loop's first comes after the check."""
@@ -282,7 +256,7 @@ class Composer(Struct, frozen=True):
         """`count` seeded batches on the host."""
         if self.source.pretend:
             for number in range(count):
-                case = _with_seed(self.case, self.case.seed + number)
+                case = _with(self.case, seed=self.case.seed + number)
                 yield loading.synthetic_batch(case, self.source.classes)[0]
             return
         batches = loading.Endless(self.loaders.test())
@@ -292,7 +266,23 @@ class Composer(Struct, frozen=True):
             yield images
 
 
-def _with_seed(case: Case, seed: int) -> Case:
-    import msgspec
+class Drained(Delegate):
+    """A device on which an engine keeps several requests going by itself."""
 
-    return msgspec.structs.replace(case, seed=seed)
+    def __init__(self, inner: Device, wait: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self.wait = wait
+
+    def synchronize(self) -> None:
+        """Until every request has ended, and the device with them."""
+        self.wait()
+        self.inner.synchronize()
+
+
+def _draining(device: Device, forward: Forward) -> Device:
+    wait = getattr(forward, "wait", None)
+    return device if wait is None else Drained(device, wait)
+
+
+def _with(case: Case, **changes: Any) -> Case:
+    return msgspec.structs.replace(case, **changes)

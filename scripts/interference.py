@@ -20,7 +20,7 @@ from multiprocessing.synchronize import Event
 import msgspec
 
 import bench
-from bench import workload
+from bench import cache, workload
 from bench.measure import Loop, Step, Throughput
 from bench.schema import BUDGETS, Case
 from bench.sensors import HostWatch
@@ -73,7 +73,7 @@ class Disturber:
 
 def disturbed(seconds: float, on: Event) -> None:
     """Kept samples against quiet ones. Runs in a process of its own, whose tree is all of ours."""
-    work = workload.compose(CASE)
+    work = workload.compose(CASE, cache.passing())
     watch = Disturber(work.step, on)
     taken = Loop(work.device, budget(seconds), watch=watch).throughput(watch.counted)
     on.clear()
@@ -95,7 +95,7 @@ def disturbed(seconds: float, on: Event) -> None:
 
 def loaded(seconds: float) -> None:
     """Loaders and training compete for the same cores."""
-    work = workload.compose(LOADED)
+    work = workload.compose(LOADED, cache.passing())
     watch = HostWatch(os.getpid())
     taken = Loop(work.device, budget(seconds), watch=watch).throughput(work.step, work.cycle)
     print(

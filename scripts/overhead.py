@@ -9,6 +9,7 @@ scipy.stats.quantile_test).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing.forkserver
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from scipy import stats
@@ -27,19 +29,22 @@ from bench.devices import Device
 from bench.measure import Step
 from bench.schema import BUDGETS, Case
 
-LOW, HIGH = 0.995, 1.005
+WITHIN, ENGINE = 0.005, 0.01
+ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 TURNS = 12  # samples of each worker of a pair
 
 
-def verdict(name: str, ratios: list[float]) -> None:
+def verdict(name: str, ratios: list[float], within: float = WITHIN) -> tuple[float, float]:
     """Print a ratio with its interval, and whether it is shown to be 1."""
     found = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
-    shown = found.low >= LOW and found.high <= HIGH
+    shown = found.low >= 1 - within and found.high <= 1 + within
     print(
         f"{name}: {statistics.median(ratios):.4f} [{found.low:.4f}, {found.high:.4f}] "
-        f"{len(ratios)} pairs: {'shown' if shown else 'not shown'} within {LOW}-{HIGH}",
+        f"{len(ratios)} pairs: {'shown' if shown else 'not shown'} within "
+        f"{1 - within:g}-{1 + within:g}",
         flush=True,
     )
+    return float(found.low), float(found.high)
 
 
 class Alternating:
@@ -50,9 +55,10 @@ class Alternating:
     that follow its own bookkeeping count, and the bare one warms up with one step.
     """
 
-    def __init__(self, device: Device, step: Step) -> None:
+    def __init__(self, device: Device, step: Step, by_hand: Step) -> None:
         self.device = device
         self.step = step
+        self.by_hand = by_hand
         self.steps = 0  # of the loop's latest sample
         self.calls = 0  # of synchronize: two a sample
         self.bare_s: list[float] = []
@@ -73,27 +79,48 @@ class Alternating:
 
     def bare(self, count: int) -> None:
         """The hand-written loop that ours is compared with."""
-        self.step()
+        self.by_hand()
         self.device.synchronize()
         start = time.perf_counter()
         for _ in range(count):
-            self.step()
+            self.by_hand()
         self.device.synchronize()
         self.bare_s.append(time.perf_counter() - start)
 
 
+def straight(forward: Any, case: Case) -> Step:
+    """One pass as it is written without the harness: of the same session, on the same memory."""
+    import torch
+
+    if hasattr(forward, "session"):
+        return lambda: forward.session.run_with_iobinding(forward.binding)
+    if hasattr(forward, "request"):
+        infer: Step = forward.request.infer
+        return infer
+    model = getattr(forward, "compiled", None) or getattr(forward, "run", None) or forward.model
+    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
+    images = images.to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.inference_mode() if model is not forward.model else torch.no_grad():
+            model(images)
+
+    return step
+
+
 def loop_against_bare(case: Case, seconds: float) -> list[float]:
     """Seconds of a sample of the harness's loop ÷ of a bare loop, alternating in this process."""
-    from bench import workload
+    from bench import cache, workload
     from bench.energy import Spent
     from bench.measure import Loop
     from bench.sensors import HostWatch
     from bench.watch import Watch
 
-    work = workload.compose(case)
+    work = workload.compose(case, cache.passing())
     host = HostWatch(os.getpid())
     watch = Watch(host, work.device, Spent(work.device.meter()))
-    device = Alternating(work.device, work.step)
+    by_hand = work.step if work.forward is None else straight(work.forward, case)
+    device = Alternating(work.device, work.step, by_hand)
     budget = msgspec.structs.replace(
         BUDGETS["quick"],
         target_ci=0.0,
@@ -172,11 +199,43 @@ def one_more_case(cases: int = 8) -> None:
     )
 
 
+def engines_against_bare(seconds: float) -> int:
+    """Each engine in fp32 and INT8; 1 where one is shown to be more than 1 % off."""
+    far = False
+    for engine, precision in itertools.product(ENGINES, ("fp32", "int8")):
+        case = Case(engine=engine, precision=precision, image_size=64, batch_size=2)
+        # Frozen and quantised graphs are per process: each has its own.
+        ratios = in_a_process(case, seconds)
+        low, high = verdict(f"{engine} {precision} ÷ bare loop, ResNet-50 64 px", ratios, ENGINE)
+        far |= high < 1 - ENGINE or low > 1 + ENGINE
+    return int(far)
+
+
+def in_a_process(case: Case, seconds: float) -> list[float]:
+    """loop_against_bare in a fresh interpreter."""
+    code = (
+        "import json, msgspec, overhead; from bench.schema import Case; "
+        f"case = msgspec.json.decode({msgspec.json.encode(case)!r}, type=Case); "
+        f"print(json.dumps(overhead.loop_against_bare(case, {seconds})))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=180, help="of each loop comparison")
     parser.add_argument("--pairs", type=int, default=40, help="of forked and fresh workers")
+    parser.add_argument(
+        "--engines", action="store_true", help="only each engine against its runtime's bare loop"
+    )
     options = parser.parse_args()
+    if options.engines:
+        sys.exit(engines_against_bare(options.seconds))
     print(f"bench --help: median {help_seconds():.3f} s (target 0.2 s)", flush=True)
     one_more_case()
     # First, while this process has loaded no torch: as the parent of a real run.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +48,213 @@ def test_a_wrong_answer_is_a_failed_case(bench: Bench, tmp_path: Path) -> None:
     assert "a wrong answer is not a measurement" in wrong["reason"]
     assert wrong["throughput_images_per_s"] is None
     assert eager["output_error"] < 1e-5
+
+
+ENGINES = ["eager", "compile", "onnxruntime", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def every_engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Records of each engine in fp32 and INT8, with 1 and 8 images."""
+    folder = tmp_path_factory.mktemp("engines")
+    arguments = [
+        *TINY, "--device", "cpu", "--engine", ",".join(ENGINES), "--precision", "fp32,int8",
+        "--batch-size", "1,8", "--threads", "1", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "run", *arguments],
+        cwd=folder,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return folder, [r for r in rows if r["purpose"] == "grid"]
+
+
+def test_every_engine_does_the_same_work(every_engine: Any) -> None:
+    """Measured, the same weights, near eager fp32, as many threads as asked for, read back."""
+    _, rows = every_engine
+    assert [(r["status"], r["reason"]) for r in rows] == [("measured", None)] * 16
+    assert {(r["engine"], r["precision"], r["batch_size"]) for r in rows} == set(
+        itertools.product(ENGINES, ("fp32", "int8"), (1, 8))
+    )
+    assert len({r["weights_sha256"] for r in rows}) == 1
+    assert {r["threads_used"] for r in rows} == {1}
+    for r in rows:
+        assert 0 <= r["output_error"] < (1e-4 if r["precision"] == "fp32" else 0.3), r["case_id"]
+    # INT8 rounds: where an answer is exactly that of fp32, it was fp32 that ran.
+    assert all(r["output_error"] > 1e-4 for r in rows if r["precision"] == "int8")
+
+
+def test_int8_is_proven(every_engine: Any) -> None:
+    """By what ran, by the size of what is stored, and without empty praise for random weights."""
+    for r in every_engine[1]:
+        if r["precision"] == "fp32":
+            assert r["int8_mac_share"] is None
+            continue
+        assert r["int8_mac_share"] > 0.9, r["case_id"]
+        assert 3 < r["fp32_model_bytes"] / r["model_bytes"] < 4.5, r["case_id"]
+        assert r["calibrated_images"] == 32
+        assert 0 < r["calibration_s"] < r["build_s"]
+        assert r["fidelity_images"] == 256
+        assert r["top1_agreement"] is None
+        assert "of 1000 classes" in r["top1_agreement_note"]
+        assert "fidelity_unproven" in r["warnings"]
+
+
+def test_fp32_is_read_back(every_engine: Any) -> None:
+    """Each runtime says itself what it computes in and with how many threads."""
+    found = {r["engine"]: " ".join(r["settings"]) for r in every_engine[1] if r["round"] == 1}
+    assert "mkldnn.conv.fp32_precision=ieee" in found["eager"]
+    assert "onnxruntime.intra_op_num_threads=1" in found["onnxruntime"]
+    assert "openvino.INFERENCE_NUM_THREADS=1" in found["openvino"]
+    fp32 = [r for r in every_engine[1] if (r["engine"], r["precision"]) == ("openvino", "fp32")]
+    assert all("openvino.INFERENCE_PRECISION_HINT=f32" in r["settings"] for r in fp32)
+
+
+def test_the_second_batch_size_finds_the_export_of_the_first(every_engine: Any) -> None:
+    """Marked, with the seconds of the cold build."""
+    for engine in ("onnxruntime", "openvino"):
+        one, eight = (
+            next(
+                r
+                for r in every_engine[1]
+                if (r["engine"], r["precision"], r["batch_size"]) == (engine, "fp32", size)
+            )
+            for size in (1, 8)
+        )
+        assert (one["build_cached"], eight["build_cached"]) == (False, True)
+        assert eight["build_s"] == pytest.approx(one["build_s"], rel=0.5)
+
+
+def test_the_report_judges_int8_and_draws_the_engines(every_engine: Any) -> None:
+    folder, _ = every_engine
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "report"],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    page = (folder / "reports/latest/index.html").read_text(encoding="utf-8")
+    assert done.returncode == 0
+    assert (folder / "reports/latest/engines.png").stat().st_size > 10_000
+    section = page.partition("<h2>INT8</h2>")[2].partition("<h2>")[0]
+    assert section.count("4× smaller: holds") == 8
+    assert section.count("2–3× faster") == 8
+
+
+def test_a_damaged_build_is_made_again(bench: Bench, tmp_path: Path) -> None:
+    """Half a file in the cache is neither trusted nor the end."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    arguments = [*TINY, "--device", "cpu", "--engine", "onnxruntime", "--json"]
+    (first,) = bench("run", *arguments, env=cache).cases
+    (path,) = (tmp_path / "cache").rglob("model.onnx")
+    path.write_bytes(path.read_bytes()[:1000])
+    (again,) = bench("run", *arguments, env=cache).cases
+    assert (first["build_cached"], again["build_cached"]) == (False, False)
+    assert (again["status"], again["output_error"]) == ("measured", first["output_error"])
+    (kept,) = bench("run", *arguments, env=cache).cases
+    (rebuilt,) = bench("run", *arguments, "--no-cache", env=cache).cases
+    assert (kept["build_cached"], rebuilt["build_cached"]) == (True, False)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_int8_from_the_cache_is_the_cold_one(bench: Bench, tmp_path: Path, engine: str) -> None:
+    """The same answers from kept ranges; other calibration images are another build."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    arguments = [*TINY, "--device", "cpu", "--engine", engine, "--precision", "int8", "--json"]
+    (cold,) = bench("run", *arguments, env=cache).cases
+    (kept,) = bench("run", *arguments, env=cache).cases
+    (other,) = bench("run", *arguments, "--calibration-images", "16", env=cache).cases
+    assert (cold["build_cached"], kept["build_cached"], other["build_cached"]) == (
+        False, True, False,
+    )  # fmt: skip
+    assert kept["output_error"] == cold["output_error"]
+    assert kept["fidelity_sqnr_db"] == cold["fidelity_sqnr_db"]
+    assert other["output_error"] != cold["output_error"]
+
+
+def test_what_an_engine_cannot_do_is_said(bench: Bench) -> None:
+    """Skipped with the reason and what would work; nothing is measured, exit 3."""
+    cases = [
+        (["--engine", "onnxruntime", "--task", "train"], "ONNX Runtime is for inference"),
+        (["--engine", "openvino", "--task", "train"], "OpenVINO is for inference"),
+        (["--engine", "openvino", "--memory-format", "contiguous"], "its own memory format"),
+        (["--engine", "eager", "--engine-mode", "throughput"], "eager has no mode throughput"),
+        (["--engine", "tensorrt"], "pip install torch_tensorrt"),
+        (["--engine", "onnxruntime", "--precision", "int8", "--recipe", "qat"], "by torchao"),
+        (["--task", "train", "--precision", "int8"], "--recipe qat"),
+    ]
+    for arguments, reason in cases:
+        done = bench("run", *TINY, "--device", "cpu", *arguments, "--json")
+        assert done.code == 3, arguments
+        assert reason in done.cases[0]["reason"], arguments
+    wrong = bench("run", *TINY, "--engine-mode", "fastest")
+    assert wrong.code == 2
+    assert "no engine mode 'fastest'" in wrong.err
+
+
+def test_openvino_keeps_several_requests_going(bench: Bench) -> None:
+    """The throughput hint is read back, and every answer has come before the clock is read."""
+    done = bench(
+        "run", *TINY, "--device", "cpu", "--engine", "openvino",
+        "--engine-mode", "throughput", "--json",
+    )  # fmt: skip
+    (record,) = done.cases
+    assert record["status"] == "measured", record["reason"]
+    assert "THROUGHPUT" in " ".join(record["settings"])
+    assert record["case_id"].endswith("/engine_mode=throughput")
+
+
+def test_training_for_int8_is_measured_and_converted(bench: Bench, images: Path) -> None:
+    """A QAT step is trained and timed; inference measures the INT8 model that training gives."""
+    done = bench(
+        "run", *TINY, "--device", "cpu", "--task", "train,infer", "--recipe", "qat",
+        "--precision", "fp32,int8", "--batch-size", "8", "--data", f"folder:{images}", "--json",
+    )  # fmt: skip
+    found = {(r["task"], r["precision"]): r for r in done.cases}
+    step = found["train", "fp32"]
+    assert step["status"] == "measured", step["reason"]
+    assert step["last_loss"] is not None
+    assert found["train", "int8"]["status"] == "skipped"
+    model = found["infer", "int8"]
+    assert model["status"] == "measured", model["reason"]
+    assert model["recipe"] == "qat"
+    assert model["calibrated_images"] == 8 * 32
+    assert model["int8_mac_share"] > 0.9
+    assert model["top1_accuracy"] is not None
+
+
+def test_the_best_way_is_searched_for(bench: Bench) -> None:
+    """Every try is a record; the winner, the gain and the command are said."""
+    done = bench(
+        "best", "--model", "resnet18", "--image-size", "32", "--device", "cpu",
+        "--engine", "eager,onnxruntime", "--batch-size", "1,4", "--max-minutes", "1",
+        timeout=600,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "The fastest here: resnet18/infer/cpu/" in done.out
+    assert "× eager fp32" in done.out or "It is eager fp32 itself" in done.out
+    assert "Measure it again: bench run --plan one" in done.out
+    again = done.out.rpartition("Measure it again: bench ")[2].split()
+    checked = bench(*again, "--dry-run")
+    assert checked.code == 0
+    assert "1 can run here" in checked.out
+
+
+def test_a_search_that_cannot_be_judged_is_refused(bench: Bench) -> None:
+    for arguments, word in (
+        (["--min-agreement", "99%"], "--weights"),
+        (["--max-latency-ms", "0"], "--max-latency-ms"),
+        (["--percentile", "42"], "--percentile"),
+        (["--max-minutes", "-1"], "--max-minutes"),
+        (["--engine", "warp"], "warp"),
+    ):
+        done = bench("best", *arguments)
+        assert done.code == 2, arguments
+        assert word in done.err
 
 
 def test_a_compiled_model_gives_the_same_answer(bench: Bench) -> None:

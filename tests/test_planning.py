@@ -80,6 +80,19 @@ def test_whole_epochs_come_through_a_loader_and_only_in_training() -> None:
     assert (infer.epochs, infer.loader_workers) == (None, None)
 
 
+def test_only_int8_is_calibrated_and_inference_has_no_recipe_but_the_one_for_int8() -> None:
+    """What a case does not use does not make another case of it."""
+    flags = {
+        "task": ["train", "infer"], "precision": ["fp32", "int8"],
+        "recipe": ["sgd", "qat"], "calibration_images": [64],
+    }  # fmt: skip
+    found = cases(planning.override(planning.load("one"), flags), CPU)
+    infer = {(c.precision, c.recipe, c.calibration_images) for c in found if c.task == "infer"}
+    assert infer == {("fp32", "sgd", 32), ("int8", "sgd", 64), ("int8", "qat", 64)}
+    assert {c.calibration_images for c in found if c.task == "train"} == {32}
+    assert len([c for c in found if c.task == "infer"]) == 3
+
+
 def test_a_grid_without_a_device_takes_every_device() -> None:
     """Also beside a grid that names one."""
     named, other = planning.Block({"device": ["cuda"]}), planning.Block({"batch_size": [2]})

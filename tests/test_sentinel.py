@@ -123,6 +123,7 @@ def test_the_hosts_peak_is_that_of_all_cores(monkeypatch: pytest.MonkeyPatch) ->
         started=time.monotonic(),
         log="",
         root=os.getpid(),
+        cache="",
     )
     try:
         torch.set_num_threads(2)

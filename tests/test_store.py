@@ -80,7 +80,7 @@ def test_each_field_of_a_case_tells_cases_apart() -> None:
             not default
             if isinstance(default, bool)
             else 7
-            if field.name in ("classes", "loader_workers", "epochs", "threads")
+            if field.name in ("classes", "loader_workers", "epochs", "threads", "engine_mode")
             else f"{default}x"
             if isinstance(default, str)
             else default + 1

@@ -117,6 +117,10 @@ class Device(Protocol):
         """`run` recorded once on `images` and launched as a whole; only where `graphs`."""
         ...
 
+    def stream(self) -> int | None:
+        """The queue torch enqueues on, for libraries that take one; None where there is none."""
+        ...
+
     def reading(self) -> DeviceReading:
         """What the driver says now. Raises DeviceLost."""
         ...

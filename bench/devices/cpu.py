@@ -161,6 +161,10 @@ class Device:
         """There is nothing to capture."""
         raise NotImplementedError("a CPU has no graphs")
 
+    def stream(self) -> int | None:
+        """None: nothing is enqueued."""
+        return None
+
     def reading(self) -> DeviceReading:
         """Nothing: the host's sensors watch it."""
         return DeviceReading()

@@ -264,6 +264,10 @@ class Device:
     def _uuid(self) -> str:
         return str(torch.cuda.get_device_properties(self.index).uuid)
 
+    def stream(self) -> int | None:
+        """The handle of torch's current stream."""
+        return int(torch.cuda.current_stream(self.index).cuda_stream)
+
     def reading(self) -> DeviceReading:
         """What NVML says now."""
         return self.board.reading()

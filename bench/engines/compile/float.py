@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.engines import Evidence, Job, state_bytes
+from bench.engines._inductor import COMPILERS, frozen
 
 if TYPE_CHECKING:
     from bench.devices import Device
     from bench.schema import Case
 
 MODULES = ("torch",)
-COMPILERS = ("g++", "clang++")
 
 
 def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a realisation's signature
@@ -24,9 +24,9 @@ def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a reali
     return None
 
 
-def trained(model: torch.nn.Module) -> torch.nn.Module:
+def trained(model: torch.nn.Module, case: Case) -> torch.nn.Module:
     """Compiled at the first step, for one shape; first_step_s holds the compilation."""
-    compiled: Any = torch.compile(model, dynamic=False)
+    compiled: Any = torch.compile(model, dynamic=False, mode=case.engine_mode)
     return compiled  # type: ignore[no-any-return]
 
 
@@ -36,27 +36,22 @@ def build(job: Job) -> Compiled:
 
 
 class Compiled:
-    """A forward pass without gradients, weights folded into the code as constants.
-
-    Freezing: torch._inductor.config.freezing, as torch's own inference benchmarks use it.
-    """
+    """A forward pass without gradients."""
 
     def __init__(self, job: Job) -> None:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
         self.model = job.model.eval()
         self.dtype = job.device.autocast_dtype(job.precision)
         self.kind = job.device.torch_device().type
-        self.compiled: Any = torch.compile(self.model, dynamic=False)
-        for images in job.batches(1):
-            self(images)
+        self.compiled: Any = frozen(job, self.model, self._call)
+
+    def _call(self, compiled: Any, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(self.kind, self.dtype, self.dtype is not None):
+            logits: torch.Tensor = compiled(images)
+        return logits
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Logits in the type the precision gives."""
-        with torch.no_grad(), torch.autocast(self.kind, self.dtype, self.dtype is not None):
-            logits: torch.Tensor = self.compiled(images)
-        return logits
+        return self._call(self.compiled, images)
 
     def evidence(self) -> Evidence:
         """Weights as they were before freezing."""

@@ -20,7 +20,7 @@ def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a reali
     return None
 
 
-def trained(model: torch.nn.Module) -> torch.nn.Module:
+def trained(model: torch.nn.Module, case: Case) -> torch.nn.Module:  # noqa: ARG001 - see engines
     """As it is."""
     return model
 

@@ -1,0 +1,72 @@
+"""Inference throughput of each engine and precision, a panel a batch size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.charts import COLOURS, figure
+from bench.words import missing, rate
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLACE = 5
+TITLE = "Engines"
+LEGEND = "black line: 95 % interval; hatched: no interval; dashed: eager fp32"
+MOST_PANELS = 4
+
+
+def draw(rows: pd.DataFrame) -> Figure | None:
+    """A bar each; None unless two engines ran the same work."""
+    shown = rows[(rows["status"] == "measured") & (rows["task"] == "infer")]
+    work = ["model", "image_size", "data", "weights", "device_name", "machine_fingerprint"]
+    groups = [g for _, g in shown.groupby([*work, "batch_size"]) if g["engine"].nunique() > 1]
+    if not groups:
+        return None
+    groups = sorted(groups, key=len, reverse=True)[:MOST_PANELS]
+    groups.sort(key=lambda g: (str(g["model"].iloc[0]), int(g["batch_size"].iloc[0])))
+    most = max(map(len, groups))
+    made, axes = figure(4.9 * len(groups) + 0.4, 1.3 + 0.32 * most, len(groups))
+    kinds = sorted(shown["precision"].unique())
+    colours = {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(kinds)}
+    for axis, group in zip(axes, groups, strict=True):
+        _panel(axis, group.sort_values("throughput_images_per_s"), colours)
+    made.supxlabel(f"images/s ({LEGEND})", fontsize=8)
+    return made
+
+
+def _panel(ax: Axes, group: pd.DataFrame, colours: dict[str, str]) -> None:
+    labels = []
+    for place, row in enumerate(group.to_dict("records")):
+        value = row["throughput_images_per_s"]
+        low, high = row["throughput_ci_low"], row["throughput_ci_high"]
+        unsure = missing(low) or missing(high)
+        colour = colours[row["precision"]]
+        fill = "white" if unsure else colour
+        ax.barh(place, value, edgecolor=colour, facecolor=fill, hatch="///" if unsure else "")
+        if not unsure:
+            error = [[value - low], [high - value]]
+            ax.errorbar(value, place, xerr=error, color="black", capsize=3)
+        end = value if unsure else high
+        ax.text(end, place, f"  {rate(value)}", va="center", fontsize=8)
+        labels.append(_label(row))
+        if (row["engine"], row["precision"]) == ("eager", "fp32"):
+            ax.axvline(value, color="grey", linestyle="--", linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.set_xlim(0, 1.25 * float(group["throughput_images_per_s"].max()))
+    first = group.iloc[0]
+    ax.set_title(f"{first['model']}, batch {first['batch_size']}", fontsize=10)
+    ax.grid(visible=False, axis="y")
+
+
+OTHERWISE = {"memory_format": "channels_last", "recipe": "sgd", "calibration_images": 32}
+
+
+def _label(row: dict[Any, Any]) -> str:
+    """Engine and precision, and what else is not as usual."""
+    more = [str(row[f]) for f, usual in OTHERWISE.items() if row[f] != usual]
+    more += [str(row["engine_mode"])] if isinstance(row["engine_mode"], str) else []
+    more += [] if missing(row["threads"]) else [f"{row['threads']:g} threads"]
+    return " ".join([str(row["engine"]), str(row["precision"]), *more])

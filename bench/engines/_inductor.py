@@ -1,0 +1,53 @@
+"""torch.compile with its code kept in the harness's own cache, so that cold means cold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from bench.engines import Job
+
+COMPILERS = ("g++", "clang++")
+
+
+def frozen(
+    job: Job,
+    model: Any,
+    call: Callable[[Any, torch.Tensor], torch.Tensor],
+    made_of: dict[str, Any] | None = None,
+) -> Any:
+    """The compiled model, weights folded in as constants, after its first pass.
+
+    call: how a pass is made, under autocast or not. made_of: what decided `model`, where it
+    is not the job's own. Freezing: torch._inductor.config.freezing, as torch's own inference
+    benchmarks use it. The folder for Inductor's code: TORCHINDUCTOR_CACHE_DIR.
+    """
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    compiled: list[Any] = []
+    images = next(iter(job.batches(1)))
+
+    def compile_into(folder: Path) -> None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(folder)
+        torch.compiler.reset()
+        compiled[:] = [torch.compile(model, dynamic=False, mode=job.case.engine_mode)]
+        call(compiled[0], images)
+
+    # Everything of the case but its data and its recipe, which `made_of` knows better.
+    case = msgspec.structs.replace(job.case, data="", recipe="", seed=0, weights="")
+    key = job.key(
+        case=case.case_id,
+        shape=list(images.shape),
+        threads=torch.get_num_threads(),
+        device=job.device.facts().device_name,
+        features=torch.backends.cpu.get_cpu_capability(),
+        made_of=made_of or {},
+    )
+    job.cache.artefact("inductor", key, compile_into, compile_into)
+    return compiled[0]

@@ -1,0 +1,72 @@
+"""INT8: NNCF's post-training quantisation for OpenVINO."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import pt2e
+from bench.cache import nothing
+from bench.engines import Job, _openvino
+from bench.engines._openvino import LAYOUT, MODEL, Compiled, converted
+from bench.precisions import QAT
+
+if TYPE_CHECKING:
+    from bench.devices import Device
+    from bench.schema import Case
+
+__all__ = ["LAYOUT", "MODULES", "build", "refuses"]
+
+MODULES = (*_openvino.MODULES, "nncf")
+
+
+def refuses(case: Case, device: Device) -> str | None:
+    """As OpenVINO."""
+    if case.recipe == QAT:
+        return "the recipe qat is converted by torchao: use --engine eager or compile"
+    return _openvino.refuses(case, device)
+
+
+def build(job: Job) -> Compiled:
+    """Quantised from the converted graph, on seeded training images of the case's data."""
+    import nncf
+    import openvino
+
+    calibration = job.calibration()
+    reduced = pt2e.reduced_range()
+    source = converted(job)
+
+    def quantise(folder: Path) -> dict[str, Any]:
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            OverflowFix,
+        )
+
+        # Half of the weights' range where pairs of products would saturate in 16 bits.
+        fix = OverflowFix.ENABLE if reduced else OverflowFix.DISABLE
+        start = time.perf_counter()
+        arrays = [images.contiguous().numpy() for images in calibration.batches]
+        quantised = nncf.quantize(
+            openvino.Core().read_model(source),
+            nncf.Dataset(arrays),
+            subset_size=len(arrays),
+            target_device=nncf.TargetDevice.CPU,
+            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=fix),
+        )
+        openvino.save_model(quantised, folder / MODEL, compress_to_fp16=False)
+        return {"calibration_s": time.perf_counter() - start}
+
+    key = job.key(
+        openvino=openvino.__version__,
+        nncf=nncf.__version__,
+        calibration=calibration.digest,
+        reduced=reduced,
+    )
+    made = job.cache.artefact("openvino-int8", key, quantise, nothing)
+    facts = {
+        "calibrated_images": calibration.images,
+        "calibration_s": made.facts["calibration_s"],
+        "settings": [f"reduce_range={reduced}"],
+    }
+    return Compiled(job, made.folder / MODEL, facts)

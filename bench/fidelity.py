@@ -1,0 +1,114 @@
+"""How near an engine's answers, logits `(inputs, classes)`, are to eager fp32's.
+
+On random weights logits hardly depend on the input: a raw signal-to-noise ratio looks
+splendid and every answer is the same class. So the ratio is of logits centred over the
+inputs, and agreement is stated only where fp32 predicts at least half of its classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from msgspec import Struct
+
+from bench.cache import Cache
+from bench.errors import Unproven
+from bench.precisions import Precision
+
+Reference = Callable[[torch.Tensor], torch.Tensor]  # images on the host → logits on the host
+CHECKED = 4  # images whose logits are compared before timing; in evaluation mode each is its own
+
+
+class Fidelity(Struct, frozen=True, kw_only=True):
+    """Against eager fp32 on the same inputs. None where it would say nothing."""
+
+    images: int
+    sqnr_db: float | None  # None: no difference at all, or fp32's logits never vary
+    agreement: float | None
+    agreement_note: str | None
+    accuracy: float | None  # None where the data has no classes of its own
+    fp32_accuracy: float | None
+
+
+def compare(expected: torch.Tensor, found: torch.Tensor, labels: torch.Tensor | None) -> Fidelity:
+    """expected: eager fp32's logits `(N, classes)`; labels: the inputs' classes `(N,)`."""
+    best, ours = expected.argmax(1), found.argmax(1)
+    note = _empty(best, expected.shape[1])
+    return Fidelity(
+        images=len(expected),
+        sqnr_db=centred_sqnr_db(expected, found),
+        agreement=None if note else _share(ours == best),
+        agreement_note=note,
+        accuracy=None if labels is None else _share(ours == labels),
+        fp32_accuracy=None if labels is None else _share(best == labels),
+    )
+
+
+def centred_sqnr_db(expected: torch.Tensor, found: torch.Tensor) -> float | None:
+    """10·log10 of the variance over inputs of `expected` ÷ that of the difference."""
+    signal, error = (t.double() - t.double().mean(0) for t in (expected, found - expected))
+    power, noise = float(signal.square().sum()), float(error.square().sum())
+    return 10 * math.log10(power / noise) if power > 0 and noise > 0 else None
+
+
+def _empty(best: torch.Tensor, classes: int) -> str | None:
+    """Why agreement would say nothing, or None."""
+    seen = len(set(best.tolist()))
+    if 2 * seen >= classes:
+        return None
+    return f"fp32 predicts {seen} of {classes} classes on {len(best)} inputs"
+
+
+def _share(right: torch.Tensor) -> float:
+    return float(right.double().mean())
+
+
+def eager_fp32(model: torch.nn.Module) -> Reference:
+    """Eager fp32 on the host, which every engine must agree with."""
+    own = next(model.parameters()).device
+    twin = (model if own.type == "cpu" else copy.deepcopy(model).cpu()).eval()
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = twin(images)
+        return found
+
+    return logits
+
+
+def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    found = logits.detach().float().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def demand(error: float, precision: Precision) -> None:
+    """A fast wrong answer is no answer. Raises Unproven."""
+    if not error <= precision.tolerance:  # NaN is a wrong answer too
+        raise Unproven(
+            f"its logits differ from eager fp32 by {error:.2g} of their size, {precision.name} may "
+            f"by {precision.tolerance:g}: a wrong answer is not a measurement"
+        )
+
+
+def kept_logits(
+    reference: Reference, inputs: list[torch.Tensor], cache: Cache, key: dict[str, Any]
+) -> torch.Tensor:
+    """What `reference` says of the inputs, computed once for a key."""
+    kept: list[torch.Tensor] = []
+
+    def compute(folder: Path) -> None:
+        kept.append(torch.cat([reference(images) for images in inputs]))
+        numpy.save(folder / "logits.npy", kept[0].numpy(), allow_pickle=False)
+
+    def load(folder: Path) -> None:
+        kept.append(torch.from_numpy(numpy.load(folder / "logits.npy", allow_pickle=False)))
+
+    cache.artefact("reference", key, compute, load)
+    return kept[-1]
