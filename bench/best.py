@@ -150,7 +150,8 @@ def told(records: list[Record], limits: Limits, search: Halving) -> list[str]:
     if untried:
         names = ", ".join(f"{c.engine} {c.precision}" for c in untried)
         lines.append(f"Not tried for want of time (--max-minutes): {names}.")
-    row: analysis.Row = dict(store.row(best.record).items()) | {"budget_name": "quick"}
+    row: analysis.Row = dict(store.row(best.record).items())
+    row["budget_name"] = "quick"
     lines.append(f"Measure it again: {analysis.command(row)} --repeats 5")
     return lines
 

@@ -66,7 +66,10 @@ def test_the_fastest_is_found_with_fewer_tries_than_the_grid() -> None:
     assert (best.engine, best.precision, best.batch_size) == ("openvino", "int8", 32)
     screened = {t.case for t in trials if t.purpose == SCREEN}
     assert len(screened) < len(CASES)  # batch sizes × threads would be twice the cases
-    assert not {c for c in screened if c.engine == "compile" and c.batch_size == 32}
+    slow = {
+        c for c in screened if (c.engine, c.precision) in (("compile", "fp32"), ("eager", "int8"))
+    }
+    assert {c.batch_size for c in slow} == {8}
 
 
 def test_the_gain_is_over_fp32_that_was_searched_as_well() -> None:
@@ -120,7 +123,7 @@ def test_a_floor_on_agreement_leaves_out_what_answers_otherwise(
 
 
 def test_a_latency_limit_begins_with_single_images() -> None:
-    asked = search(latency_ms=30.0, percentile="p99")
+    asked = search(latency_ms=70.0, percentile="p99")
     trials = searched(asked)
     assert trials[0].case.batch_size == 1
     kept = [

@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from bench import pt2e
@@ -95,10 +94,7 @@ class Session:
 
     def __init__(self, job: Job, path: Path, facts: dict[str, Any] | None = None) -> None:
         self.job, self.path, self.facts = job, path, facts or {}
-        before = _threads_now()
         self.session = self._open(self._options())
-        # The caller is one of the pool; ONNX Runtime tells its options only, not its threads.
-        self.threads = _threads_now() - before + 1
         device = job.device.torch_device()
         self.place = (device.type, device.index or 0)
         self.binding = self.session.io_binding()
@@ -163,7 +159,6 @@ class Session:
         settings = [
             f"onnxruntime.providers={'+'.join(self.session.get_providers())}",
             f"onnxruntime.intra_op_num_threads={options.intra_op_num_threads}",
-            f"onnxruntime.threads_started={self.threads - 1}",
             *(
                 f"onnxruntime.{name}.{key}={value}"
                 for name, values in self.session.get_provider_options().items()
@@ -179,7 +174,7 @@ class Session:
             found["float_layers"] = _macs.in_float(layers)
         return Evidence(
             model_bytes=self.path.stat().st_size,
-            threads=self.threads,
+            threads=options.intra_op_num_threads,
             settings=settings,
             **found,
         )
@@ -218,11 +213,6 @@ class Session:
 
 
 TRANSPOSED = ("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger")  # (I, O)
-
-
-def _threads_now() -> int:
-    """Threads that run now, whoever started them."""
-    return psutil.Process().num_threads()
 
 
 def _without_waiting() -> Any:

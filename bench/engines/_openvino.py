@@ -134,7 +134,8 @@ class Compiled:
             if "originalLayersNames" not in facts or str(facts["layerType"].value) not in EXECUTED:
                 continue
             for name in str(facts["originalLayersNames"].value).split(","):
-                ran[name] = str(facts["runtimePrecision"].value)
+                # What a layer's result is dequantised with is fused into it, under this name.
+                ran[name.partition("/Dequantization")[0]] = str(facts["runtimePrecision"].value)
         found = []
         for node in self.graph.get_ordered_ops():
             kind, name = node.get_type_name(), node.get_friendly_name()

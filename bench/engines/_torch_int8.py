@@ -88,6 +88,7 @@ class Int8:
 
 
 def _bytes(graph: Any) -> int:
-    """Weights in INT8 and what stayed fp32, each once."""
+    """Weights in INT8 and what stayed fp32, each once; the originals stay behind unused."""
     kept = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-    return sum(tensor.nbytes for tensor in kept.values())
+    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    return sum(tensor.nbytes for name, tensor in kept.items() if name in used)
