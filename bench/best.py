@@ -63,7 +63,7 @@ def execute(asked: Request) -> int:
     watch = runner.Watch(started=line.started, progress=line.progress, recorded=line.finished)
     try:
         with line:
-            run_id = runner.run(found, asked.results, watch, rebuild=asked.rebuild)
+            run_id = runner.run(found, asked.results, watch, own_cache=asked.rebuild)
     except KeyboardInterrupt:
         print("Interrupted; the tries so far are kept.", file=sys.stderr)
         return 130

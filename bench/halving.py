@@ -23,6 +23,7 @@ KEPT = 3  # of each rung at least, and of the last
 # Of all seconds: how much may be spent when a try of engines, batch sizes, threads begins.
 ENGINES_SHARE, BATCHES_SHARE, THREADS_SHARE = 0.5, 0.65, 0.75
 ROUNDS = 3
+FRESH_S = 6.0  # what a fresh interpreter takes longer to start (seen: 4 to 8 s on 2 cores)
 BASELINE = ("eager", "fp32")
 FEWEST = {"p50": 8, "p90": 40, "p95": 80, "p99": 400, "p999": 4000}  # requests
 
@@ -85,7 +86,7 @@ class Halving(Struct, frozen=True):
         """The next try, while its rung has time left."""
         spent = sum(t.seconds for t in done.values())
         # The first round of the last rung is always run: its time is set aside.
-        reserved = (KEPT + 2) * spent / len(done) if done else 0.0
+        reserved = (KEPT + 2) * (spent / len(done) + FRESH_S) if done else 0.0
         for arms, share in (
             (self.engines(), ENGINES_SHARE),
             (self.batches(done), BATCHES_SHARE),
@@ -168,15 +169,19 @@ class Halving(Struct, frozen=True):
     def _final(self, done: Done, spent: float) -> Trial | None:
         """Rounds of the finalists, as many as there is time for, the first in any case."""
         finalists = self.finalists(done)
+        took = 0.0  # seconds of the round before
         for number in range(1, ROUNDS + 1):
-            for case in finalists:
-                trial = Trial(
-                    case=case, round=number, purpose=FINAL, budget=self._finishing(), fresh=True
-                )
-                if trial.key not in done:
-                    # A round that has begun is finished: its cases are compared.
-                    begun = number == 1 or case != finalists[0]
-                    return trial if begun or spent < self.seconds else None
+            trials = [
+                Trial(case=c, round=number, purpose=FINAL, budget=self._finishing(), fresh=True)
+                for c in finalists
+            ]
+            left = [t for t in trials if t.key not in done]
+            if not left:
+                took = sum(done[t.key].seconds for t in trials)
+                continue
+            # A round that has begun is finished: its cases are compared.
+            begun = number == 1 or len(left) < len(trials)
+            return left[0] if begun or spent + took <= self.seconds else None
         return None
 
     def _screening(self) -> Budget:

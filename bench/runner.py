@@ -44,11 +44,18 @@ def run_id_now() -> str:
 
 
 def run(
-    ready: Ready, folder: Path, watch: Watch, *, resume: bool = False, rebuild: bool = False
+    ready: Ready,
+    folder: Path,
+    watch: Watch,
+    *,
+    resume: bool = False,
+    rebuild: bool = False,
+    own_cache: bool = False,
 ) -> str:
     """Run what has no record yet and return the run's id. Raises CannotStore.
 
-    rebuild: nothing built by earlier cases is used.
+    rebuild: nothing built by earlier cases is used. own_cache: what this run builds is used
+    by its own cases only, and gone with it.
     """
     schedule = ready.schedule
     found = None
@@ -60,7 +67,13 @@ def run(
     index = store.next_index(folder, run_id)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         runner = Runner(
-            ready, run_id, Path(scratch), watch, peaks=_peaks(folder, run_id), rebuild=rebuild
+            ready,
+            run_id,
+            Path(scratch),
+            watch,
+            peaks=_peaks(folder, run_id),
+            rebuild=rebuild,
+            own_cache=own_cache,
         )
         while (trial := schedule.next(done)) is not None:
             guards = sum(purpose == sentinel.PURPOSE for _, _, purpose in done)
@@ -95,6 +108,7 @@ class Runner(Struct, frozen=True):
     watch: Watch
     peaks: dict[str, Peak]  # of the host, as this run's sentinel measured them
     rebuild: bool = False
+    own_cache: bool = False
 
     def attempt(self, trial: Trial, total: int) -> Record:
         """Whatever happens to the worker, a record comes back."""
@@ -144,6 +158,7 @@ class Runner(Struct, frozen=True):
         case, budget = trial.case, trial.budget or self.ready.plan.budget
         device = self._device(case)
         log.unlink(missing_ok=True)
+        own = self.scratch / "cache"
         order = Order(
             case=case,
             purpose=trial.purpose,
@@ -151,7 +166,7 @@ class Runner(Struct, frozen=True):
             started=time.monotonic(),
             log=str(log),
             root=os.getpid(),
-            cache=os.fspath(cache.root_or(self.scratch / "cache")),
+            cache=os.fspath(own if self.own_cache else cache.root_or(own)),
             rebuild=self.rebuild,
             idle_power_w=device.idle_power_w if device else None,
             device_name=device.device_name if device else None,
