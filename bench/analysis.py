@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from bench import selectors, sentinel, words
 from bench.errors import WrongUse
-from bench.schedules import FIT, GRID, SCREEN, SEARCH
+from bench.schedules import FINAL, FIT, GRID, SCREEN, SEARCH
 from bench.schema import Case
 from bench.selectors import CASE_FIELDS, as_text
 from bench.stats.spread import spread
@@ -58,7 +58,9 @@ def newest(frame: pd.DataFrame) -> pd.DataFrame:
     that round's, and says how many were.
     """
     rows = []
-    for _, series in frame.groupby(SERIES, dropna=False, sort=False):
+    for _, every in frame.groupby(SERIES, dropna=False, sort=False):
+        careful = every[every["purpose"] != FINAL]  # those measured only what they had to decide
+        series = every if careful.empty else careful
         last = series[series["run_id"] == series["run_id"].max()]
         if (last["purpose"] == GRID).any():  # a search's try of the same case is no round of it
             last = last[last["purpose"] == GRID]

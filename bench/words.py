@@ -100,11 +100,9 @@ def decibels(value: float | None) -> str:
     return DASH if value is None or missing(value) else f"{value:.1f} dB"
 
 
-def calibration(seconds: float | None, images: float | None) -> str:
-    """3.4 s for 32 images."""
-    if seconds is None or images is None or missing(seconds) or missing(images):
-        return DASH
-    return f"{seconds:.1f} s, {images:g} images"
+def count(number: float | None) -> str:
+    """A whole number that pandas may have made a float."""
+    return DASH if number is None or missing(number) else f"{number:,.0f}"
 
 
 def mebibytes(value: float | None) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PLACE = 5
 TITLE = "Engines"
-LEGEND = "black line: 95 % interval; hatched: no interval; dashed: eager fp32"
+LEGEND = "black line: 95 % interval; hollow: no interval; dashed: eager fp32"
 MOST_PANELS = 4
 
 
@@ -45,7 +45,7 @@ def _panel(ax: Axes, group: pd.DataFrame, colours: dict[str, str]) -> None:
         unsure = missing(low) or missing(high)
         colour = colours[row["precision"]]
         fill = "white" if unsure else colour
-        ax.barh(place, value, edgecolor=colour, facecolor=fill, hatch="///" if unsure else "")
+        ax.barh(place, value, edgecolor=colour, facecolor=fill)
         if not unsure:
             error = [[value - low], [high - value]]
             ax.errorbar(value, place, xerr=error, color="black", capsize=3)

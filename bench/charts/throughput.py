@@ -29,18 +29,18 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     tasks = sorted(shown["task"].unique())
     varying = [f for f in LINE if shown[f].nunique(dropna=False) > 1] or ["precision"]
     labels = shown[varying].map(as_text).agg(", ".join, axis=1)
-    made, axes = figure(4.6 * len(tasks) + 0.4, 3.6, len(tasks))
-    look = {n: (COLOURS[i % 7], MARKERS[i % 7]) for i, n in enumerate(sorted(set(labels)))}
+    made, axes = figure(6.4 * len(tasks) + 0.4, 3.6, len(tasks))
+    look = {name: _look(number) for number, name in enumerate(sorted(set(labels)))}
     for axis, task in zip(axes, tasks, strict=True):
         here = shown[shown["task"] == task]
         for label, line in here.groupby(labels[here.index]):
             ordered = line.sort_values("batch_size")
             rate = ordered["throughput_images_per_s"]
             error = [rate - ordered["throughput_ci_low"], ordered["throughput_ci_high"] - rate]
-            colour, marker = look[str(label)]
+            colour, marker, line_style = look[str(label)]
             axis.errorbar(
                 ordered["batch_size"], rate, yerr=error, color=colour, marker=marker,
-                capsize=3, label=label,
+                capsize=3, label=label, linestyle=line_style,
             )  # fmt: skip
             unsure = ordered[ordered["throughput_ci_low"].isna()]
             axis.plot(
@@ -54,5 +54,12 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         axis.set_title({"train": "training", "infer": "inference"}[task], fontsize=10)
         axis.set_xlabel("batch size (hollow: a number without an interval)")
         axis.set_ylabel("images/s")
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return made
+
+
+def _look(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line of a series: no two alike among dozens."""
+    again = number // len(COLOURS)
+    marker = MARKERS[(number + again) % len(MARKERS)]
+    return COLOURS[number % len(COLOURS)], marker, ("-", "--", ":", "-.")[again % 4]
