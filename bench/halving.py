@@ -23,6 +23,7 @@ KEPT = 3  # of each rung at least, and of the last
 # Of all seconds: how much may be spent when a try of engines, batch sizes, threads begins.
 ENGINES_SHARE, BATCHES_SHARE, THREADS_SHARE = 0.5, 0.65, 0.75
 ROUNDS = 3
+FEWEST_TRIES = 3  # however little time there is: one is no choice
 FRESH_S = 6.0  # what a fresh interpreter takes longer to start (seen: 4 to 8 s on 2 cores)
 BASELINE = ("eager", "fp32")
 FEWEST = {"p50": 8, "p90": 40, "p95": 80, "p99": 400, "p999": 4000}  # requests
@@ -84,9 +85,10 @@ class Halving(Struct, frozen=True):
 
     def next(self, done: Done) -> Trial | None:
         """The next try, while its rung has time left."""
-        spent = sum(t.seconds for t in done.values())
+        tries = [t for (_, _, purpose), t in done.items() if purpose in (SCREEN, FINAL)]
+        spent = sum(t.seconds for t in tries)
         # The first round of the last rung is always run: its time is set aside.
-        reserved = (KEPT + 2) * (spent / len(done) + FRESH_S) if done else 0.0
+        reserved = (KEPT + 2) * (spent / len(tries) + FRESH_S) if tries else 0.0
         for arms, share in (
             (self.engines(), ENGINES_SHARE),
             (self.batches(done), BATCHES_SHARE),
@@ -96,7 +98,8 @@ class Halving(Struct, frozen=True):
                 trial = Trial(case=case, purpose=SCREEN, budget=self._screening())
                 if trial.key in done:
                     continue
-                if spent >= min(share * self.seconds, self.seconds - reserved):
+                late = spent >= min(share * self.seconds, self.seconds - reserved)
+                if late and len(tries) >= FEWEST_TRIES:
                     break
                 return trial
         return self._final(done, spent)

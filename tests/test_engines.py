@@ -137,16 +137,16 @@ def test_fp32_is_read_back(every_engine: Any) -> None:
 def test_the_second_batch_size_finds_the_export_of_the_first(every_engine: Any) -> None:
     """Marked, with the seconds of the cold build."""
     for engine in ("onnxruntime", "openvino"):
-        one, eight = (
+        first, second = (
             next(
                 r
                 for r in every_engine[1]
                 if (r["engine"], r["precision"], r["batch_size"]) == (engine, "fp32", size)
             )
-            for size in (1, 8)
+            for size in (8, 1)
         )
-        assert (one["build_cached"], eight["build_cached"]) == (False, True)
-        assert eight["build_s"] == pytest.approx(one["build_s"], rel=0.5)
+        assert (first["build_cached"], second["build_cached"]) == (False, True)
+        assert second["build_s"] == pytest.approx(first["build_s"], rel=0.5)
 
 
 @together
@@ -291,6 +291,7 @@ def test_a_search_that_cannot_be_judged_is_refused(bench: Bench) -> None:
 @together
 def test_compilation_is_set_up_and_not_measured(every_engine: Any) -> None:
     """It took longer than any step."""
-    compiled = [r for r in every_engine[1] if r["engine"] == "compile"]
-    assert len(compiled) == 2
-    assert all(r["setup_s"] > r["build_s"] > r["first_step_s"] for r in compiled)
+    (compiled,) = (
+        r for r in every_engine[1] if (r["engine"], r["precision"]) == ("compile", "fp32")
+    )
+    assert compiled["setup_s"] > compiled["build_s"] > compiled["first_step_s"]

@@ -90,6 +90,12 @@ def test_finals_are_rounds_in_fresh_interpreters_interleaved_with_fp32() -> None
     assert ("onnxruntime", "fp32") in kinds  # the fastest fp32
 
 
+def test_without_time_there_still_is_a_choice() -> None:
+    trials = searched(search(seconds=1.0))
+    assert sum(t.purpose == SCREEN for t in trials) == 3
+    assert {t.round for t in trials if t.purpose == FINAL} == {1}
+
+
 def test_the_baseline_comes_first_and_slow_builds_last() -> None:
     engines = [t.case for t in searched(search())][:8]
     assert (engines[0].engine, engines[0].precision) == ("eager", "fp32")

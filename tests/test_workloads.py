@@ -124,18 +124,18 @@ def test_arrays_are_resized_like_pictures() -> None:
     assert Decoded(Arrays(), 32)[0][0].shape == (3, 32, 32)
 
 
-def test_int8_that_is_not_int8_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_that_is_not_int8_fails() -> None:
     """Under half of the multiply-adds in INT8 is no INT8 number: an error, not a skip."""
     import torch
 
-    from bench.engines.eager import int8
+    from bench.engines import _torch_int8
     from bench.errors import Refused, Unproven
     from bench.models import build
 
     model = build("resnet18", "random", 1000, seed=1).eval()
-    lowered = object.__new__(int8.LoweredInt8)
-    lowered.model = lowered.graph = model  # runs in fp32
-    lowered(torch.randn(1, 3, 64, 64))
+    lowered = object.__new__(_torch_int8.Int8)
+    lowered.model = lowered.run = model  # runs in fp32
+    lowered.images, lowered.facts = torch.randn(1, 3, 64, 64), {}
     with pytest.raises(Unproven, match="only 0%"):
         lowered.evidence()
     assert not issubclass(Unproven, Refused)
@@ -241,19 +241,25 @@ def test_int8_is_int8(bench: Bench) -> None:
     assert "--precision fp32" in train["reason"]
 
 
-def test_int8_macs_are_counted_from_the_profile() -> None:
+def test_int8_macs_are_counted_from_the_profile(tmp_path: Path) -> None:
     """The counter of executed INT8 kernels agrees with torch's own count of the fp32 model."""
     import torch
 
+    from bench import pt2e
+    from bench.cache import Cache
+    from bench.engines import _macs
     from bench.engines.eager import int8
     from bench.models import build
 
     model = build("resnet18", "random", 1000, seed=1).eval()
     images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        graph = int8._quantise(model, [images])
-    assert int8._profiled_int8_macs(graph, images) == pytest.approx(int8._macs(model, images))
-    assert int8._profiled_int8_macs(model, images) == 0  # fp32 kernels do not count
+    graph = int8._lowered(pt2e.calibrated(model, [images], Cache(tmp_path), {}), images)
+    kernels = pt2e.executed(graph, images)
+    assert sum(macs for _, macs, _ in kernels) == pytest.approx(_macs.of_model(model, images))
+    assert all(in_int8 for _, _, in_int8 in kernels)
+    in_float = pt2e.executed(model, images)  # fp32 kernels do not count, but are named
+    assert len(in_float) == 21
+    assert not any(in_int8 for _, _, in_int8 in in_float)
 
 
 def test_tf32_and_single_image_batches_are_refused_with_the_way_out(bench: Bench) -> None:
