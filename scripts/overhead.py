@@ -25,7 +25,7 @@ import msgspec
 from scipy import stats
 
 from bench import processes
-from bench.devices import Device
+from bench.devices import Delegate, Device
 from bench.measure import Step
 from bench.schema import BUDGETS, Case
 
@@ -47,7 +47,7 @@ def verdict(name: str, ratios: list[float], within: float = WITHIN) -> tuple[flo
     return float(found.low), float(found.high)
 
 
-class Alternating:
+class Alternating(Delegate):
     """A device on which the loop's samples and those of a bare loop take turns.
 
     The loop synchronises before it reads its clock; there, before every second
@@ -56,6 +56,7 @@ class Alternating:
     """
 
     def __init__(self, device: Device, step: Step, by_hand: Step) -> None:
+        super().__init__(device)
         self.device = device
         self.step = step
         self.by_hand = by_hand
@@ -102,7 +103,8 @@ def straight(forward: Any, case: Case) -> Step:
     images = images.to(memory_format=torch.channels_last)
 
     def step() -> None:
-        with torch.inference_mode() if model is not forward.model else torch.no_grad():
+        # As each engine does it: compiled code was made under no_grad.
+        with torch.no_grad() if hasattr(forward, "compiled") else torch.inference_mode():
             model(images)
 
     return step
