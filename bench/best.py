@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,11 @@ def _gains(best: Way, found: list[Way]) -> list[str]:
             lines.append(f"  It is {name} itself.")
         else:
             other = others[0]
+            widths = (best.half_width, other.half_width)
+            half = None if None in widths else math.hypot(*filter(None, widths))
+            gain = analysis.Ratio(other.record.case_id, best.rate / other.rate, half)
             lines.append(
-                f"  {best.rate / other.rate:.2f} × {name} "
+                f"  {words.ratio(gain)} × {name} "
                 f"({other.record.case_id}, {words.rate(other.rate)} images/s)"
             )
     return lines
