@@ -13,7 +13,7 @@ from msgspec import Struct
 from bench import analysis, processes, ready, registry, runner, store, words
 from bench.environment import host
 from bench.errors import WrongUse
-from bench.halving import ENGINES_SHARE, FEWEST, Halving, Limits
+from bench.halving import ENGINES_SHARE, FEWEST, ROUNDS, Halving, Limits
 from bench.planning import Block, Plan
 from bench.schedules import FINAL, SCREEN
 from bench.schema import BUDGETS, Case, Record, tried
@@ -130,6 +130,8 @@ class Way(Struct, frozen=True):
         """Case, rate and interval."""
         times = "1 process" if self.rounds == 1 else f"{self.rounds} processes"
         width = words.share(self.half_width)
+        if self.half_width is None:
+            width = f"({words.why_no_interval(self.record.warnings)})"
         return f"{self.record.case_id}: {words.rate(self.rate)} images/s {width} ({times})"
 
 
@@ -144,6 +146,11 @@ def told(records: list[Record], limits: Limits, search: Halving) -> list[str]:
     lines = [f"The fastest here: {best.name}."]
     lines += [f"  As good, within the intervals: {w.name}." for w in kept[1:] if _as_good(best, w)]
     lines += [f"  Next: {w.name}." for w in kept[1:] if not _as_good(best, w)]
+    if best.rounds < ROUNDS:
+        lines.append(
+            f"  Processes differ by about 1 %: {ROUNDS} rounds would tell near ones apart, "
+            "which take more --max-minutes."
+        )
     lines += _gains(best, found)
     lines += _worth(best, [r for r in records if r.purpose == SCREEN])
     lines += _out(records, limits)
