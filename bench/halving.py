@@ -195,6 +195,7 @@ class Halving(Struct, frozen=True):
             latency_requests=FEWEST["p50"],
             latency_seconds=1.0,
             fidelity_images=self.fidelity_images if self.limits.agreement is not None else 0,
+            fidelity_of="all",
             timeout_s=self.timeout_s,
         )
 
@@ -208,6 +209,7 @@ class Halving(Struct, frozen=True):
             latency_requests=wanted,
             latency_seconds=1.2 * wanted * limit_s if self.limits.latency_ms is not None else 1.0,
             fidelity_images=self.fidelity_images if self.limits.agreement is not None else 0,
+            fidelity_of="all",
             timeout_s=self.timeout_s + wanted * limit_s,
         )
 

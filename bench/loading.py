@@ -114,10 +114,13 @@ class Loaders(Struct, frozen=True):
         """
         batches = math.ceil(count / size)
         if self.source.pretend:
-            first = self.case.seed + (FOR_TRAINING if train else FOR_TESTING)
-            for number in range(batches):
-                case = msgspec.structs.replace(self.case, batch_size=size, seed=first + number)
-                yield *synthetic_batch(case, self.source.classes), []
+            # Drawn at once: the same images whatever the size of a batch.
+            seed = self.case.seed + (FOR_TRAINING if train else FOR_TESTING)
+            case = msgspec.structs.replace(self.case, batch_size=batches * size, seed=seed)
+            images, labels = synthetic_batch(case, self.source.classes)
+            yield from (
+                (i, t, []) for i, t in zip(images.split(size), labels.split(size), strict=True)
+            )
             return
         part = self.source.train if train else self.source.test or self.source.train
         images = Decoded(part, self.case.image_size)

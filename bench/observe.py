@@ -392,7 +392,8 @@ SLOWER_IN_FP32 = 4  # seconds of eager fp32 and of the case itself, in seconds o
 def fidelity_facts(work: workload.Work, order: Order, images_per_s: float) -> dict[str, Any]:
     """How near the answers are to eager fp32's, where there is time to see."""
     count = order.budget.fidelity_images
-    if work.fidelity is None or not count:
+    asked = PRECISIONS[order.case.precision].kind != "float" or order.budget.fidelity_of == "all"
+    if work.fidelity is None or not count or not asked:
         return {}
     left_s = order.started + order.budget.timeout_s - time.monotonic()
     if SLOWER_IN_FP32 * (count + order.case.batch_size) / images_per_s > left_s:

@@ -109,6 +109,9 @@ class Budget(Struct, frozen=True, kw_only=True):
     fidelity_images: Annotated[
         int, doc("inputs on which INT8 is compared with eager fp32; 0: it is not")
     ] = 256
+    fidelity_of: Annotated[
+        Literal["int8", "all"], doc("which precisions are: `all` but fp32 and tf32, or INT8 alone")
+    ] = "int8"
     timeout_s: Annotated[
         float,
         doc("a case still running then is killed; when training fully, after so much silence"),

@@ -171,8 +171,8 @@ class Composer(Struct, frozen=True):
             return logits.cpu()
 
         step = getattr(forward, "enqueue", forward)
-        rounds = precision.kind != "float" or precision.autocast is not None
-        asked = rounds and self.device.computes and self.device.emulates(precision) is None
+        rounded = precision.kind != "float" or precision.autocast is not None
+        compared = rounded and self.device.computes and self.device.emulates(precision) is None
         own = getattr(forward, "reference", None) or self._eager_here(model)
         return {
             "device": _draining(self.device, forward),
@@ -184,7 +184,7 @@ class Composer(Struct, frozen=True):
             "build_cached": self.cache.cached,
             "output_error": error,
             "first_step_s": first_step_s,
-            "fidelity": (lambda n: self._fidelity(own, forward, n)) if asked else None,
+            "fidelity": (lambda n: self._fidelity(own, forward, n)) if compared else None,
             "fp32_bytes": fp32_bytes,
         }
 
