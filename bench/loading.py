@@ -117,10 +117,9 @@ class Loaders(Struct, frozen=True):
             # Drawn at once: the same images whatever the size of a batch.
             seed = self.case.seed + (FOR_TRAINING if train else FOR_TESTING)
             case = msgspec.structs.replace(self.case, batch_size=batches * size, seed=seed)
-            images, labels = synthetic_batch(case, self.source.classes)
-            yield from (
-                (i, t, []) for i, t in zip(images.split(size), labels.split(size), strict=True)
-            )
+            made = synthetic_batch(case, self.source.classes)
+            for few, classes in zip(made[0].split(size), made[1].split(size), strict=True):
+                yield few, classes, []
             return
         part = self.source.train if train else self.source.test or self.source.train
         images = Decoded(part, self.case.image_size)
