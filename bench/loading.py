@@ -118,7 +118,9 @@ class Loaders(Struct, frozen=True):
             seed = self.case.seed + (FOR_TRAINING if train else FOR_TESTING)
             case = msgspec.structs.replace(self.case, batch_size=batches * size, seed=seed)
             made = synthetic_batch(case, self.source.classes)
-            for few, classes in zip(made[0].split(size), made[1].split(size), strict=True):
+            for few, classes in zip(
+                torch.split(made[0], size), torch.split(made[1], size), strict=True
+            ):
                 yield few, classes, []
             return
         part = self.source.train if train else self.source.test or self.source.train
