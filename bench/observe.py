@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench import determinism, forecast, peaks, sensors, sentinel, workload
+from bench import determinism, forecast, peaks, proof, sensors, sentinel, workload
 from bench.cache import Cache
 from bench.devices import Device, default_threads, open_device
 from bench.energy import Meter, Spent, Unmetered
@@ -19,7 +19,6 @@ from bench.messages import Order
 from bench.precisions import PRECISIONS
 from bench.schema import Case
 from bench.stats.series import percentile
-from bench.training import Trainer
 from bench.watch import Watch
 
 # Fewest requests from which a percentile is stated: 4 ÷ (1 - share), and 8 for the median.
@@ -31,7 +30,6 @@ PERCENTILES = {
     "p999": (0.999, 4000),
 }
 ROOM_FOR_FORECAST_S = 30.0
-NAMES_KEPT = 20  # corrupt images named in a record
 
 
 def observe(
@@ -75,8 +73,8 @@ def observe(
         found |= host_peaks(work.device, every_thread, watch)
     else:
         found |= needs(order, work.device, found["throughput_images_per_s"])
-        found |= fidelity_facts(work, order, found["throughput_images_per_s"])
-    found |= results(case, work) | corrupt_facts(work)
+        found |= proof.fidelity_facts(work, order, found["throughput_images_per_s"])
+    found |= proof.results(case, work) | proof.corrupt_facts(work)
     found["nondeterministic_operations"] = sorted(unsettled) or None
     return Measurement(**found), warnings + case_warnings(case, work, found)
 
@@ -325,14 +323,6 @@ def fully(loop: Loop, work: workload.Work, case: Case, spent: Spent) -> dict[str
     }
 
 
-def corrupt_facts(work: workload.Work) -> dict[str, Any]:
-    """Names of images that could not be decoded."""
-    if work.pretend_data:
-        return {}
-    names = sorted(set(work.corrupt))
-    return {"corrupt_images": names[:NAMES_KEPT] or None, "corrupt_image_count": len(names)}
-
-
 def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
     """Every request, and the percentiles there are enough of them for."""
     assert work.request is not None
@@ -356,64 +346,3 @@ def latency_facts(loop: Loop, work: workload.Work) -> dict[str, Any]:
 
 def void(_: object) -> None:
     """A request's answer is not needed; that it arrived is."""
-
-
-def results(case: Case, work: workload.Work) -> dict[str, Any]:
-    """The numerical fingerprint and the proof of what ran."""
-    found: dict[str, Any] = {
-        "weights_sha256": work.weights_sha256,
-        "settings": work.settings,
-        "threads_used": torch.get_num_threads(),
-    }
-    if work.trainer is not None:
-        found |= losses(work.trainer, full=case.full)
-    if work.forward is not None and work.request is not None:
-        logits = work.request().float()
-        found |= {"logits_mean": float(logits.mean()), "logits_std": float(logits.std())}
-        evidence = work.forward.evidence()
-        found |= {
-            "output_error": work.output_error,
-            "int8_mac_share": evidence.int8_mac_share,
-            "int8_float_layers": evidence.float_layers,
-            "model_bytes": evidence.model_bytes,
-            "fp32_model_bytes": work.fp32_bytes,
-            "calibrated_images": evidence.calibrated_images,
-            "calibration_s": evidence.calibration_s,
-            "build_cached": work.build_cached,
-            "settings": work.settings + evidence.settings,
-            "threads_used": evidence.threads or torch.get_num_threads(),
-        }
-    return found
-
-
-SLOWER_IN_FP32 = 4  # seconds of eager fp32 and of the case itself, in seconds of the case
-
-
-def fidelity_facts(work: workload.Work, order: Order, images_per_s: float) -> dict[str, Any]:
-    """How near the answers are to eager fp32's, where there is time to see."""
-    count = order.budget.fidelity_images
-    asked = PRECISIONS[order.case.precision].kind != "float" or order.budget.fidelity_of == "all"
-    if work.fidelity is None or not count or not asked:
-        return {}
-    left_s = order.started + order.budget.timeout_s - time.monotonic()
-    if SLOWER_IN_FP32 * (count + order.case.batch_size) / images_per_s > left_s:
-        return {"top1_agreement_note": "not enough time was left to compare; see --timeout"}
-    near = work.fidelity(count)
-    return {
-        "fidelity_images": near.images,
-        "fidelity_sqnr_db": near.sqnr_db,
-        "top1_agreement": near.agreement,
-        "top1_agreement_note": near.agreement_note,
-        "top1_accuracy": near.accuracy,
-        "fp32_top1_accuracy": near.fp32_accuracy,
-    }
-
-
-def losses(trainer: Trainer, *, full: bool) -> dict[str, Any]:
-    """The first loss, and one the same case always reaches: of a fixed step, or the very last."""
-    if trainer.latest is None:
-        return {}
-    last, step = trainer.early[-1], len(trainer.early)
-    if full:
-        last, step = trainer.latest, trainer.steps
-    return {"first_loss": float(trainer.early[0]), "last_loss": float(last), "last_loss_step": step}

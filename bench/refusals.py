@@ -55,6 +55,8 @@ def _engine_refusal(case: Case, device: Device) -> str | None:
     missing = missing_modules(module)
     if missing:
         return f"{case.engine} {kind} needs {', '.join(missing)}: {install(module)}"
+    if case.recipe == QAT and case.task == "infer" and not hasattr(module, "CONVERTS_QAT"):
+        return "the recipe qat is converted by torchao: use --engine eager or compile"
     modes = registry.modes(case.engine)
     if case.engine_mode is not None and case.engine_mode not in modes:
         known = f"its modes are {', '.join(modes)}" if modes else "it has no modes"

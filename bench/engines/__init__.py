@@ -4,7 +4,8 @@
 what each means, and `SLOW_BUILD = True`. `engines/<engine>/<kind>.py` holds `MODULES` (packages
 it imports), `refuses(case, device)` and `build(job)`, and `trained(model, case)` if it does
 not refuse training: the model as it is to be trained. `LAYOUT = "contiguous"` says that it
-wants its images so, whatever the case's memory format. No file means that the engine does not run
+wants its images so, whatever the case's memory format; `CONVERTS_QAT = True`, that it
+converts what the recipe for INT8 has trained. No file means that the engine does not run
 that kind. A file never imports another engine; what several share is in `engines/_*.py`.
 """
 
@@ -67,6 +68,14 @@ class Calibration(Struct, frozen=True):
     def images(self) -> int:
         """How many."""
         return sum(len(batch) for batch in self.batches)
+
+    def facts(self, seconds: float, *, reduced: bool) -> dict[str, Any]:
+        """Its part of the Evidence; `reduced`: a range was, lest products saturate."""
+        return {
+            "calibrated_images": self.images,
+            "calibration_s": seconds,
+            "settings": [f"reduce_range={reduced}"],
+        }
 
 
 Labelled = tuple["Tensor", "Tensor"]

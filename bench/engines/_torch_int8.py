@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bench.schema import Case
 
 MODULES = ("torchao",)
+CONVERTS_QAT = True
 
 Lower = Callable[[pt2e.Quantised, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 

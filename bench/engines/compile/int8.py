@@ -11,13 +11,13 @@ import torch
 from bench import pt2e
 from bench.engines import Job, _torch_int8
 from bench.engines._inductor import COMPILERS, frozen
-from bench.engines._torch_int8 import MODULES, Int8
+from bench.engines._torch_int8 import CONVERTS_QAT, MODULES, Int8
 
 if TYPE_CHECKING:
     from bench.devices import Device
     from bench.schema import Case
 
-__all__ = ["MODULES", "build", "refuses"]
+__all__ = ["CONVERTS_QAT", "MODULES", "build", "refuses"]
 
 
 def refuses(case: Case, device: Device) -> str | None:

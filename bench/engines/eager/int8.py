@@ -9,9 +9,9 @@ import torch
 
 from bench import pt2e
 from bench.engines import Job
-from bench.engines._torch_int8 import MODULES, Int8, refuses
+from bench.engines._torch_int8 import CONVERTS_QAT, MODULES, Int8, refuses
 
-__all__ = ["MODULES", "build", "refuses"]
+__all__ = ["CONVERTS_QAT", "MODULES", "build", "refuses"]
 
 
 def build(job: Job) -> Int8:

@@ -13,7 +13,6 @@ from bench import pt2e
 from bench.cache import nothing
 from bench.engines import Job, _onnx
 from bench.engines._onnx import FEED, LAYOUT, MODEL, MODULES, Session, exported
-from bench.precisions import QAT
 
 if TYPE_CHECKING:
     from bench.devices import Device
@@ -26,8 +25,6 @@ def refuses(case: Case, device: Device) -> str | None:
     """The CUDA provider has no INT8 convolutions."""
     if device.torch_device().type != "cpu":
         return "ONNX Runtime runs INT8 convolutions on CPUs only; on a GPU use --engine tensorrt"
-    if case.recipe == QAT:
-        return "the recipe qat is converted by torchao: use --engine eager or compile"
     return _onnx.refuses(case, device)
 
 
@@ -72,11 +69,7 @@ def build(job: Job) -> Session:
         reduced=reduced,
     )
     made = job.cache.artefact("onnxruntime-int8", key, quantise, nothing)
-    facts = {
-        "calibrated_images": calibration.images,
-        "calibration_s": made.facts["calibration_s"],
-        "settings": [f"reduce_range={reduced}"],
-    }
+    facts = calibration.facts(made.facts["calibration_s"], reduced=reduced)
     return Session(job, made.folder / MODEL, facts)
 
 

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench import pt2e
 from bench.cache import nothing
 from bench.engines import Job, _openvino
-from bench.engines._openvino import LAYOUT, MODEL, Compiled, converted
-from bench.precisions import QAT
-
-if TYPE_CHECKING:
-    from bench.devices import Device
-    from bench.schema import Case
+from bench.engines._openvino import LAYOUT, MODEL, Compiled, converted, refuses
 
 __all__ = ["LAYOUT", "MODULES", "build", "refuses"]
 
 MODULES = (*_openvino.MODULES, "nncf")
-
-
-def refuses(case: Case, device: Device) -> str | None:
-    """As OpenVINO."""
-    if case.recipe == QAT:
-        return "the recipe qat is converted by torchao: use --engine eager or compile"
-    return _openvino.refuses(case, device)
 
 
 def build(job: Job) -> Compiled:
@@ -64,9 +52,5 @@ def build(job: Job) -> Compiled:
         reduced=reduced,
     )
     made = job.cache.artefact("openvino-int8", key, quantise, nothing)
-    facts = {
-        "calibrated_images": calibration.images,
-        "calibration_s": made.facts["calibration_s"],
-        "settings": [f"reduce_range={reduced}"],
-    }
+    facts = calibration.facts(made.facts["calibration_s"], reduced=reduced)
     return Compiled(job, made.folder / MODEL, facts)

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from bench.engines import Job, _tensorrt
-from bench.engines._tensorrt import LAYOUT, Built
-from bench.precisions import QAT
-
-if TYPE_CHECKING:
-    from bench.devices import Device
-    from bench.schema import Case
+from bench.engines._tensorrt import LAYOUT, Built, refuses
 
 __all__ = ["LAYOUT", "MODULES", "PACKAGES", "build", "refuses"]
 
 MODULES = (*_tensorrt.MODULES, "modelopt")
 PACKAGES = {"modelopt": "nvidia-modelopt"}
-
-
-def refuses(case: Case, device: Device) -> str | None:
-    """As TensorRT."""
-    if case.recipe == QAT:
-        return "the recipe qat is converted by torchao: use --device cpu --engine eager or compile"
-    return _tensorrt.refuses(case, device)
 
 
 def build(job: Job) -> Built:
