@@ -1,0 +1,54 @@
+"""A series of nights → the nights at which its level changed. Pure.
+
+The partition with the least squared error and a price a change, found exactly by
+ruptures.KernelCPD with the linear kernel (Killick et al., PELT, 2012; Truong et al.,
+Selective review of offline change point detection methods, 2020). Why this library: docs/nightly.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PRICE = 25.0  # of a change, in variances: two long segments that differ by 5 standard errors
+FEWEST = 3  # nights of a segment: a single odd night is no level
+WORTH_LOOKING = 10  # nights
+
+
+def changes(values: Array, sigma: float) -> list[int]:
+    """Positions at which a new level begins, in order; none for a short series.
+
+    values: one number a night, no NaN. sigma: their standard deviation within a level.
+    """
+    if len(values) < WORTH_LOOKING or np.ptp(values) <= sigma:
+        return []
+    # Imported here: `bench compare` needs none of it.
+    import ruptures
+
+    model = ruptures.KernelCPD(kernel="linear", min_size=FEWEST)
+    scaled = (values - values.mean()) / sigma
+    ends: list[int] = model.fit_predict(scaled.reshape(-1, 1), pen=PRICE)
+    return ends[:-1]
+
+
+def noise(values: Array) -> Array:
+    """Standard deviation within levels of each series, from differences of neighbouring nights.
+
+    values: nights × series with NaN for unknown. A change of level is one difference of
+    many, so it hardly counts (median absolute deviation). Series share part of it: few
+    nights say little.
+    """
+    steps = np.abs(np.diff(values, axis=0))
+    known = np.isfinite(steps).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        own = np.zeros(values.shape[1])
+        some = known > 0
+        own[some] = np.nanmedian(steps[:, some], axis=0) / 0.6745 / np.sqrt(2)
+    shared = np.median(own[some]) if some.any() else 0.0
+    return np.asarray(np.sqrt((known * own**2 + SHARED_NIGHTS * shared**2) / (known + SHARED_NIGHTS)))
+
+
+SHARED_NIGHTS = 20  # how many nights the other series' noise counts for

@@ -1,0 +1,397 @@
+"""Many series of nights → which of them moved. Pure functions of arrays.
+
+Values are natural logarithms of a metric, larger is worse, so a difference of 0.03 is
+about 3 %. A night's value is the mean of one or more processes. The model of a value is
+
+    level + what belongs to the night + what belongs to the process
+
+and the spread that decides is the one between nights. Few nights tell little of it, so
+series share it: empirical Bayes for variances (Smyth, Linear models and empirical Bayes
+methods, 2004, sections 4 and 6.2). Nights that move all series at once are one accident,
+not many: the degrees of freedom say so (Satterthwaite, 1946), and so do heavy tails (the
+t distribution with the excess kurtosis that residuals of all series show).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from scipy import optimize, special, stats
+
+from bench.stats import changes
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FEWEST_NIGHTS = 5  # of a baseline; fewer are inconclusive
+WINDOWS = (1, 2, 3, 5, 7)  # latest nights that are compared with the baseline
+ANCHOR_NIGHTS, CREEP_NIGHTS = 14, 5
+SIZE = 0.03  # the least change that is told
+FALSE_NIGHTS = 0.01  # promised: nights with any false finding, over all series
+INDEPENDENT = 12.0  # what the windows, the anchor and looking every night cost (alarm_study)
+SUSPECT_LEVEL, SUSPECT_SIZE = 0.005, 0.5  # a suspect's p and its share of SIZE
+STILL = 1 / 3  # share of SIZE that tonight alone must show
+LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
+FEWEST_WITHIN = 10  # degrees of freedom from which the processes' share of the noise is believed
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What is judged. tests: series over all families. size: as a difference of logarithms."""
+
+    tests: int
+    size: float = float(np.log1p(SIZE))
+    false_nights: float = FALSE_NIGHTS
+
+    @property
+    def level(self) -> float:
+        """One-sided p under which a series is a finding."""
+        return self.false_nights / (INDEPENDENT * max(self.tests, 1))
+
+
+class Within(Struct, frozen=True):
+    """What processes of the same night say of their own noise, over all series."""
+
+    squares: float = 0.0
+    freedom: int = 0
+
+
+class Model(Struct, frozen=True):
+    """What earlier nights say of each series. Arrays have a place a series.
+
+    weights: nights × series. base: nights × series, which nights are the baseline. freedom:
+    of one latest night.
+    """
+
+    values: Array
+    weights: Array
+    labels: Array
+    base: Array
+    anchor: Array
+    changed: Array  # first night of an open change for the worse; -1: none
+    sigma: Array
+    freedom: Array
+    shared: float  # share of the variance that belongs to all series at once
+    nights: int
+    process_share: float
+    tail: float  # degrees of freedom of a t distribution with tails like these
+
+    def weight(self, processes: Array) -> Array:
+        """Of a night's mean over so many processes, against one of a single process."""
+        return np.asarray(1 / (1 - self.process_share + self.process_share / processes))
+
+    def only(self, series: Array) -> Model:
+        """The model of some series."""
+        return Model(
+            self.values[:, series], self.weights[:, series], self.labels[:, series],
+            self.base[:, series], self.anchor[:, series], self.changed[series],
+            self.sigma[series], self.freedom[series], self.shared, self.nights,
+            self.process_share, self.tail,
+        )  # fmt: skip
+
+
+class Judged(Struct, frozen=True):
+    """Tonight against the baseline, an array over the series of each.
+
+    effect, error, p: of the window with the least p among those as large as asked, else of
+    the window with the least p; a difference of logarithms, its standard error, one-sided
+    p for "worse" and p_better for "better". nights: of the window; 0: the anchor's creep.
+    """
+
+    effect: Array
+    error: Array
+    p: Array
+    p_better: Array
+    nights: Array
+    baseline: Array  # level of the baseline
+    baseline_nights: Array
+    judged: Array  # whether there was enough to judge by
+    worse: Array
+    better: Array
+    suspect: Array
+
+
+def learn(
+    values: Array,
+    processes: Array,
+    within: Within = Within(),
+    *,
+    size: float,
+    accepted: Array | None = None,
+    until: int | None = None,
+) -> Model:
+    """What the nights in `values` (nights × series, tonight not among them) say.
+
+    processes: how many each value is the mean of. accepted: for each series the night from
+    which a change is accepted, -1 for none. until: only the nights up to this index are a
+    baseline.
+    """
+    nights, series = values.shape
+    accepted = np.full(series, -1) if accepted is None else accepted
+    labels, reference, anchored, changed = _levels(values, accepted, size)
+    known = np.isfinite(values)
+    share = _process_share(values, processes, labels, within)
+    weights = np.where(known, 1 / (1 - share + share / np.maximum(processes, 1)), 0.0)
+    residuals, counts, levels = _residuals(values, weights, labels)
+    freedom = counts - levels
+    squares = (weights * residuals**2).sum(axis=0)
+    own = squares / np.maximum(freedom, 1)
+    prior_freedom, prior = squeeze(own[freedom > 0], freedom[freedom > 0])
+    total = prior_freedom + freedom
+    with np.errstate(invalid="ignore"):
+        variance = np.where(
+            np.isinf(total), prior, (prior_freedom * prior + squares) / np.maximum(total, 1)
+        )
+    sigma = np.maximum(np.sqrt(variance), LEAST_SIGMA)
+    scaled = np.where(known, residuals * np.sqrt(weights), 0.0) / sigma
+    # A residual from a mean of n nights is smaller than the noise by sqrt(1 - 1/n).
+    scaled *= np.sqrt(counts / np.maximum(freedom, 1))
+    shared = _shared(scaled, known)
+    row = np.arange(nights)[:, None]
+    base = known & (labels == reference) & (row <= (nights if until is None else until))
+    after = known & (row >= anchored) & (row < nights)
+    anchor = after & (np.cumsum(after, axis=0) <= ANCHOR_NIGHTS)
+    most = int(counts.max(initial=0))
+    return Model(
+        values, weights, labels, base, anchor, changed, sigma, total,
+        shared, most, share, _tail(scaled[known]),
+    )  # fmt: skip
+
+
+def judge(model: Model, tonight: Array, processes: Array, options: Options) -> Judged:
+    """Tonight's values against what was learnt."""
+    count = len(tonight)
+    weights = np.vstack([model.weights, model.weight(processes)[None, :]])
+    values = np.vstack([model.values, tonight[None, :]])
+    weights[~np.isfinite(values)] = 0.0
+    filled = np.where(np.isfinite(values), values, 0.0)
+    rows = len(values)
+    base = np.vstack([model.base, np.zeros((1, count), bool)])
+    anchor = np.vstack([model.anchor, np.zeros((1, count), bool)])
+    best = _Best(count, options)
+    for nights in WINDOWS:
+        recent = np.arange(rows)[:, None] >= rows - nights
+        best.offer(_contrast(filled, weights, recent & (weights > 0), base & ~recent), model, nights)
+    recent = np.arange(rows)[:, None] >= rows - CREEP_NIGHTS
+    contrast = _contrast(filled, weights, recent & (weights > 0), anchor & ~recent)
+    # An anchor that is the baseline itself says nothing new.
+    contrast.enough[:] &= (anchor & ~recent).sum(axis=0) >= ANCHOR_NIGHTS
+    best.offer(contrast, model, 0)
+    return best.judged(np.isfinite(tonight))
+
+
+class _Contrast(Struct):
+    """Mean of the recent nights less mean of the baseline, and its variance in sigmas squared."""
+
+    effect: Array
+    variance: Array
+    recent_variance: Array
+    level: Array
+    nights: Array
+    enough: Array
+
+
+def _contrast(values: Array, weights: Array, recent: Array, base: Array) -> _Contrast:
+    new, old = (weights * recent).sum(axis=0), (weights * base).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        after = (values * weights * recent).sum(axis=0) / new
+        before = (values * weights * base).sum(axis=0) / old
+        variance = 1 / new + 1 / old
+        return _Contrast(
+            after - before, variance, 1 / new, before, base.sum(axis=0),
+            (base.sum(axis=0) >= FEWEST_NIGHTS) & (new > 0),
+        )  # fmt: skip
+
+
+class _Best:
+    """Keeps for each series the window that says most."""
+
+    def __init__(self, count: int, options: Options) -> None:
+        self.options = options
+        self.effect, self.error = np.full(count, np.nan), np.full(count, np.nan)
+        self.p, self.p_better = np.ones(count), np.ones(count)
+        self.nights = np.ones(count, int)
+        self.level, self.base_nights = np.full(count, np.nan), np.zeros(count, int)
+        self.any = np.zeros(count, bool)
+        self.worse, self.better = np.zeros(count, bool), np.zeros(count, bool)
+        self.suspect = np.zeros(count, bool)
+        self.tonight = np.full(count, np.nan)
+
+    def offer(self, found: _Contrast, model: Model, nights: int) -> None:
+        """One more window."""
+        size, level = self.options.size, self.options.level
+        error = model.sigma * np.sqrt(found.variance)
+        freedom = _freedom(model, max(nights, 1) if nights else CREEP_NIGHTS)
+        with np.errstate(invalid="ignore"):
+            t = found.effect / error
+            p, p_better = special.stdtr(freedom, -t), special.stdtr(freedom, t)
+        if nights == 1:
+            self.tonight = np.where(found.enough, found.effect, np.nan)
+        still = STILL * size
+        with np.errstate(invalid="ignore"):
+            sized, shrunk = found.effect >= size, found.effect <= -size
+            self.worse |= found.enough & sized & (p < level) & (self.tonight >= still)
+            self.better |= found.enough & shrunk & (p_better < level) & (self.tonight <= -still)
+            half = SUSPECT_SIZE * size
+            self.suspect |= (
+                found.enough & (found.effect >= half) & (p < SUSPECT_LEVEL) & (self.tonight >= still)
+            )
+        least = np.minimum(np.where(found.enough, p, 1.0), np.where(found.enough, p_better, 1.0))
+        take = found.enough & (~self.any | (least < np.minimum(self.p, self.p_better)))
+        for mine, theirs in (
+            (self.effect, found.effect), (self.error, error), (self.p, p),
+            (self.p_better, p_better), (self.level, found.level),
+            (self.base_nights, found.nights), (self.nights, np.full(len(p), nights)),
+        ):  # fmt: skip
+            mine[take] = theirs[take]
+        self.any |= found.enough
+
+    def judged(self, tonight: Array) -> Judged:
+        """Of the series that have a value tonight."""
+        self.suspect |= self.worse
+        return Judged(
+            self.effect, self.error, self.p, self.p_better, self.nights, self.level,
+            self.base_nights, self.any & tonight, self.worse & tonight, self.better & tonight,
+            self.suspect & tonight,
+        )  # fmt: skip
+
+
+def _freedom(model: Model, nights: int) -> Array:
+    """Degrees of freedom of a contrast whose recent side has so many nights."""
+    with np.errstate(divide="ignore"):
+        together = 1 / (
+            model.shared**2 / max(model.nights - 1, 1) + (1 - model.shared) ** 2 / model.freedom
+        )
+    # The excess kurtosis of a mean of n is an n-th of one's.
+    tail = np.inf if np.isinf(model.tail) else 4 + (model.tail - 4) * nights
+    return np.minimum(together, tail)
+
+
+def _levels(values: Array, accepted: Array, size: float) -> tuple[Array, Array, Array, Array]:
+    """Segment of each night; the reference segment; where the anchor starts; an open change.
+
+    A level that is worse by `size` or more is no baseline until it is accepted; any other
+    becomes the baseline when it has FEWEST_NIGHTS.
+    """
+    nights, series = values.shape
+    labels = np.zeros((nights, series), int)
+    reference, anchored = np.zeros(series, int), np.zeros(series, int)
+    changed = np.full(series, -1)
+    sigma = np.maximum(changes.noise(values), LEAST_SIGMA)
+    for s in range(series):
+        where = np.flatnonzero(np.isfinite(values[:, s]))
+        known = values[where, s]
+        starts = [0, *changes.changes(known, float(sigma[s]))]
+        if accepted[s] >= 0:
+            begun = int(np.searchsorted(where, accepted[s]))
+            if 0 < begun < len(known):
+                starts = sorted({*starts, begun})
+        if len(starts) == 1:
+            continue
+        ends = [*starts[1:], len(known)]
+        level = known[: ends[0]].mean()
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            first = where[start]
+            labels[first:, s] = number
+            if number == 0:
+                continue
+            mean = known[start:end].mean()
+            free = accepted[s] >= 0 and first >= accepted[s]
+            if mean - level >= size and not free:
+                changed[s] = first
+            elif end - start >= FEWEST_NIGHTS or free:
+                if level - mean >= size or (free and first == accepted[s]):
+                    anchored[s] = first
+                reference[s], level, changed[s] = number, mean, -1
+            else:
+                changed[s] = -1
+    return labels, reference, anchored, changed
+
+
+def _residuals(values: Array, weights: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Values less the mean of their segment; how many are known, and in how many segments."""
+    residuals = np.zeros_like(values)
+    levels = np.zeros(values.shape[1], int)
+    filled = np.where(weights > 0, values, 0.0)
+    for label in range(int(labels.max(initial=0)) + 1):
+        mine = (labels == label) & (weights > 0)
+        weight = weights * mine
+        total = weight.sum(axis=0)
+        mean = (filled * weight).sum(axis=0) / np.where(total > 0, total, 1)
+        residuals += np.where(mine, filled - mean, 0.0)
+        levels += mine.any(axis=0)
+    return residuals, (weights > 0).sum(axis=0), levels
+
+
+def _process_share(values: Array, processes: Array, labels: Array, within: Within) -> float:
+    """Share of a one-process night's variance that belongs to the process; 0 until known.
+
+    The variance of a night depends on the share through its weights: a fixed point.
+    """
+    if within.freedom < FEWEST_WITHIN:
+        return 0.0
+    own = within.squares / within.freedom
+    share = 0.5
+    for _ in range(5):
+        known = np.isfinite(values)
+        weights = np.where(known, 1 / (1 - share + share / np.maximum(processes, 1)), 0.0)
+        residuals, counts, levels = _residuals(values, weights, labels)
+        freedom = int((counts - levels).sum())
+        total = float((weights * residuals**2).sum()) / max(freedom, 1)
+        share = min(own / total, 0.9) if total > 0 else 0.0
+    return share
+
+
+def _shared(scaled: Array, known: Array) -> float:
+    """Share of the variance that moves all series of a night together."""
+    counts = known.sum(axis=1)
+    rows = counts > 1
+    if not rows.any():
+        return 0.0
+    means = scaled[rows].sum(axis=1) / counts[rows]
+    alone = 1 / counts[rows]
+    share = (means**2 - alone).mean() / (1 - alone).mean()
+    return float(np.clip(share, 0, 1))
+
+
+def _tail(scaled: Array) -> float:
+    """Degrees of freedom of a t distribution with the kurtosis these show; inf: none shown."""
+    count = len(scaled)
+    if count < 100:
+        return float("inf")
+    excess = float(stats.kurtosis(scaled))
+    return float("inf") if excess < 3 * np.sqrt(24 / count) else 4 + 6 / excess
+
+
+def squeeze(variances: Array, freedom: Array) -> tuple[float, float]:
+    """Degrees of freedom and variance of the prior that `variances` share.
+
+    Smyth 2004, section 6.2: moments of the logarithms, which are a shifted log F. Infinite
+    degrees of freedom: they differ by no more than chance.
+    """
+    if len(variances) == 0:
+        return 0.0, 0.0
+    positive = np.maximum(variances, max(1e-5 * float(np.median(variances)), LEAST_SIGMA**2 / 100))
+    if len(positive) < 3:
+        return 0.0, float(positive.mean())
+    shift = np.log(positive) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    mean = float(shift.mean())
+    left = float(shift.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
+    if left <= 0:
+        return float("inf"), float((variances * freedom).sum() / freedom.sum())
+    half = optimize.brentq(lambda x: special.polygamma(1, x) - left, 1e-6, 1e8)
+    return 2 * half, float(np.exp(mean + special.digamma(half) - np.log(half)))
+
+
+def confirmed(now: Judged, rounds: int) -> list[str]:
+    """After so many confirming rounds: `confirmed`, `cleared` or `undecided`, each suspect.
+
+    now: tonight's mean over all its processes, judged again.
+    """
+    return [
+        "confirmed" if worse and rounds >= FEWEST_CONFIRMING else "undecided" if suspect else "cleared"
+        for worse, suspect in zip(now.worse, now.suspect, strict=True)
+    ]
+
+
+FEWEST_CONFIRMING = 2

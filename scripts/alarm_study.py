@@ -1,0 +1,252 @@
+"""How often `bench regress` cries wolf and how soon it sees a change, beside others' rules.
+
+Simulated histories of 100 series × 60 nights, judged night by night as `bench regress`
+judges them, confirming runs included. Says nothing of a real machine; for your own history:
+bench regress --self-test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bench.stats import nights
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SERIES, NIGHTS, CHANGE, CHANGED = 100, 60, 40, 10
+NIGHT, PROCESS = 0.010, 0.011  # standard deviations, of logarithms
+ROUNDS = 6  # confirming ones at most, as bench regress has time for
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """One kind of history. night(rng) -> nights × series of what belongs to the night."""
+
+    name: str
+    night: Callable[[np.random.Generator], Array]
+    process: Callable[[np.random.Generator, int], Array]
+    change: float = 0.0  # of the first CHANGED series from night CHANGE on, a share
+    creep: bool = False  # that share every night
+
+
+def independent(rng: np.random.Generator) -> Array:
+    return rng.normal(0, NIGHT, (NIGHTS, SERIES))
+
+
+def shared(rng: np.random.Generator) -> Array:
+    return np.repeat(rng.normal(0, NIGHT, (NIGHTS, 1)), SERIES, axis=1)
+
+
+def weekly(rng: np.random.Generator) -> Array:
+    weekend = (np.arange(NIGHTS) + rng.integers(7)) % 7 >= 5
+    return independent(rng) - 0.02 * weekend[:, None]
+
+
+def heavy(rng: np.random.Generator) -> Array:
+    return rng.standard_t(3, (NIGHTS, SERIES)) * NIGHT / np.sqrt(3)
+
+
+def two_state(rng: np.random.Generator) -> Array:
+    """A third of the series is 4 % slower on a fifth of the nights."""
+    slow = (rng.random((NIGHTS, SERIES)) < 0.2) & (np.arange(SERIES) % 3 == 0)
+    return independent(rng) + 0.04 * slow
+
+
+def drift(rng: np.random.Generator) -> Array:
+    """Each series wanders by 1.5 % up and down in about 40 nights."""
+    phase = rng.random(SERIES) * 2 * np.pi
+    return independent(rng) + 0.015 * np.sin(np.arange(NIGHTS)[:, None] / 40 * 2 * np.pi + phase)
+
+
+def normal(rng: np.random.Generator, count: int) -> Array:
+    return rng.normal(0, PROCESS, count)
+
+
+def heavy_process(rng: np.random.Generator, count: int) -> Array:
+    return rng.standard_t(3, count) * PROCESS / np.sqrt(3)
+
+
+BASE = {"independent nights": independent, "nights shared by the machine": shared}
+WORLDS = [
+    *(World(f"A/A, {name}", night, normal) for name, night in BASE.items()),
+    *(
+        World(f"{100 * size:g} % step, {name}", night, normal, size)
+        for name, night in BASE.items()
+        for size in (0.02, 0.03, 0.04, 0.05, 0.10)
+    ),
+    *(World(f"creep 0.3 %, {name}", night, normal, 0.003, creep=True) for name, night in BASE.items()),
+    World("A/A, weekly cycle of 2 %", weekly, normal),
+    World("A/A, heavy tails (t, 3 degrees)", heavy, heavy_process),
+    World("A/A, two states 4 % apart", two_state, normal),
+    World("A/A, slow drift of ± 1.5 %", drift, normal),
+    World("5 % step, weekly cycle of 2 %", weekly, normal, 0.05),
+    World("5 % step, heavy tails (t, 3 degrees)", heavy, heavy_process, 0.05),
+    World("5 % step, two states 4 % apart", two_state, normal, 0.05),
+    World("5 % step, slow drift of ± 1.5 %", drift, normal, 0.05),
+]
+
+
+@dataclasses.dataclass
+class History:
+    """What one rule did: red[night, series], and processes measured to confirm."""
+
+    red: Array
+    extra: int = 0
+
+
+def truth(world: World, rng: np.random.Generator) -> Array:
+    """What belongs to the night, with the change; nights × series."""
+    level = world.night(rng)
+    if world.creep:
+        since = np.maximum(np.arange(NIGHTS) - CHANGE + 1, 0)
+        level[:, :CHANGED] += np.log1p(world.change) * since[:, None]
+    elif world.change:
+        level[CHANGE:, :CHANGED] -= np.log1p(-world.change)
+    return level
+
+
+def ours(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+    """bench regress with confirming rounds."""
+    values, processes = first.copy(), np.ones_like(first)
+    within = nights.Within()
+    options = nights.Options(tests=SERIES)
+    history = History(np.zeros(first.shape, bool))
+    for night in range(nights.FEWEST_NIGHTS, NIGHTS):
+        model = nights.learn(values[:night], processes[:night], within, size=options.size)
+        judged = nights.judge(model, first[night], np.ones(SERIES), options)
+        suspects = np.flatnonzero(judged.suspect)
+        if not len(suspects):
+            continue
+        control = int(np.flatnonzero(~judged.suspect)[0])
+        again: dict[int, list[float]] = {int(s): [] for s in [*suspects, control]}
+        open_ = list(suspects)
+        for round_ in range(1, ROUNDS + 1):
+            for s in [*open_, control]:
+                again[int(s)].append(float(level[night, s] + world.process(rng, 1)[0]))
+            history.extra += len(open_) + 1
+            mean = np.array([np.mean([first[night, s], *again[int(s)]]) for s in open_])
+            now = nights.judge(
+                model.only(np.array(open_)), mean, np.full(len(open_), 1 + round_), options
+            )
+            state = nights.confirmed(now, round_)
+            for s, said in zip(open_, state, strict=True):
+                if said == "confirmed":
+                    history.red[night, s] = True
+            open_ = [s for s, said in zip(open_, state, strict=True) if said == "undecided"]
+            if not open_:
+                break
+        for s, more in again.items():
+            values[night, s] = np.mean([first[night, s], *more])
+            processes[night, s] = 1 + len(more)
+            # A suspect's first process was chosen for being slow: it says nothing of the spread.
+            known = more if s != control else [first[night, s], *more]
+            if len(known) > 1:
+                within = nights.Within(
+                    within.squares + float(np.var(known) * len(known)), within.freedom + len(known) - 1
+                )
+    return history
+
+
+def alone(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+    """bench regress --no-confirm."""
+    history = History(np.zeros(first.shape, bool))
+    options = nights.Options(tests=SERIES)
+    ones = np.ones_like(first)
+    for night in range(nights.FEWEST_NIGHTS, NIGHTS):
+        model = nights.learn(first[:night], ones[:night], size=options.size)
+        history.red[night] = nights.judge(model, first[night], np.ones(SERIES), options).worse
+    return history
+
+
+def torchbench(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+    """|Δ| > 7 % against the previous night; here only what became slower."""
+    speed = np.exp(-first)
+    red = np.zeros(first.shape, bool)
+    red[1:] = speed[1:] < 0.93 * speed[:-1]
+    return History(red)
+
+
+def dashboard(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+    """The last two nights below 0.95 × the median of the six before them."""
+    speed = np.exp(-first)
+    red = np.zeros(first.shape, bool)
+    for night in range(7, NIGHTS):
+        limit = 0.95 * np.median(speed[night - 7 : night - 1], axis=0)
+        red[night] = (speed[night] < limit) & (speed[night - 1] < limit)
+    return History(red)
+
+
+RULES = {"ours": ours, "ours, --no-confirm": alone, "TorchBench 7 %": torchbench, "dashboard 0.95": dashboard}
+
+
+def one(job: tuple[int, int, tuple[str, ...]]) -> dict[str, tuple[Array, int]]:
+    """All rules on one history."""
+    which, seed, rules = job
+    world = WORLDS[which]
+    rng = np.random.default_rng([which, seed])
+    level = truth(world, rng)
+    first = level + world.process(rng, level.size).reshape(level.shape)
+    return {
+        name: dataclasses.astuple(RULES[name](level, first, world, np.random.default_rng([seed, 1])))
+        for name in rules
+    }
+
+
+def bounds(successes: int, count: int) -> str:
+    """A share with its 95 % Clopper-Pearson interval."""
+    if count == 0:
+        return "-"
+    found = stats.binomtest(successes, count).proportion_ci(0.95)
+    return f"{100 * successes / count:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def told(world: World, red: list[Array], extra: list[int]) -> str:
+    """What is said of one rule on one kind of history."""
+    whole = np.stack(red)  # histories × nights × series
+    quiet = whole if not world.change else whole[:, :CHANGE]
+    judged = quiet[:, nights.FEWEST_NIGHTS :]
+    wrong = judged.any(axis=2)
+    text = f"false nights {bounds(int(wrong.sum()), wrong.size)} %"
+    if world.change and not world.creep:
+        after = whole[:, CHANGE:, :CHANGED]
+        for n in (1, 2, 3, 7):
+            seen = after[:, :n].any(axis=1)
+            text += f"; by night {n} {bounds(int(seen.sum()), seen.size)} %"
+    if world.creep:
+        before = int(np.ceil(np.log1p(0.05) / np.log1p(world.change))) - 1
+        seen = whole[:, CHANGE : CHANGE + before, :CHANGED].any(axis=1)
+        text += f"; before 5 % {bounds(int(seen.sum()), seen.size)} %"
+    if any(extra):
+        share = sum(extra) / (len(extra) * (NIGHTS - nights.FEWEST_NIGHTS) * SERIES)
+        text += f"; confirming costs {100 * share:.1f} %"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--histories", type=int, default=100)
+    parser.add_argument("--only", default="", help="worlds whose name has this in it")
+    parser.add_argument("--rules", default="", help="rules whose name has this in it")
+    options = parser.parse_args()
+    rules = tuple(name for name in RULES if options.rules in name)
+    with multiprocessing.Pool() as pool:
+        for which, world in enumerate(WORLDS):
+            if options.only not in world.name:
+                continue
+            start = time.perf_counter()
+            jobs = [(which, seed, rules) for seed in range(options.histories)]
+            found = pool.map(one, jobs, chunksize=1)
+            print(f"{world.name}  ({time.perf_counter() - start:.0f} s)")
+            for name in rules:
+                print(f"  {name}: {told(world, [f[name][0] for f in found], [f[name][1] for f in found])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
