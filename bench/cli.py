@@ -26,6 +26,10 @@ comparison; 2 wrong use; 3 nothing could be measured; 4 a case failed or timed o
 130 interrupted, results kept.
 """
 
+NIGHT_CODES = """\
+Exit codes: 0 no regression; 1 a red night; 2 wrong use; 3 nothing to judge by yet.
+"""
+
 
 class Grouped(TyperCommand):
     """A command whose plain-text help lists its options under the headings of their panels."""
@@ -73,6 +77,11 @@ _METAVARS = {
     "--min-effect": "2%",
     "--fail-if-slower": "3%",
     "--budget": "NAME",
+    "--run": "ID",
+    "--against": "NIGHTS",
+    "--confirm-budget": "10m",
+    "--reason": "TEXT",
+    "--run-id": "ID",
     **dict.fromkeys(("--batch-size", "--world-size", "--image-size", "--threads"), "N,…"),
     **dict.fromkeys(("--loader-workers", "--epochs", "--classes", "--seed"), "N,…"),
     **dict.fromkeys(("--task", "--model", "--device", "--precision", "--engine"), "NAME,…"),
@@ -196,6 +205,10 @@ def run_command(
         option("--no-cache", panel=HARD, text="Build exported and compiled models anew."),
     ] = False,
     results: Results = DEFAULT_RESULTS,
+    run_id: Annotated[
+        str | None,
+        option("--run-id", panel=WHERE, text="Name of this run (default: made of its start)."),
+    ] = None,
     resume: Annotated[
         bool,
         option("--resume", panel=WHERE, text="Finish the newest unfinished run of the same plan."),
@@ -243,6 +256,7 @@ def run_command(
         timeout_s=timeout,
         rebuild=no_cache,
         results=results,
+        run_id=run_id,
         resume=resume,
         dry_run=dry_run,
         json=json,
@@ -403,6 +417,62 @@ def compare_command(
         json=json,
     )
     raise typer.Exit(compare.execute(asked))
+
+
+@app.command("regress", cls=Grouped, epilog=NIGHT_CODES)
+def regress_command(
+    run: Annotated[
+        str | None,
+        option("--run", panel=WHAT, text="The night to judge (default: the newest complete one)."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        option("--against", panel=WHAT, text="last-green, anchor:RUN or a date: the baseline."),
+    ] = None,
+    min_effect: Annotated[
+        str, option("--min-effect", panel=HARD, text="The least change that is told (default: 3%).")
+    ] = "3%",
+    confirm_budget: Annotated[
+        str,
+        option("--confirm-budget", panel=HARD, text="Time to measure suspects again: 10m, 90s."),
+    ] = "10m",
+    no_confirm: Annotated[
+        bool, option("--no-confirm", panel=HARD, text="Judge by history alone; measure nothing.")
+    ] = False,
+    results: Results = DEFAULT_RESULTS,
+    json: Annotated[
+        bool, option("--json", panel=WHERE, text="The judgement as one JSON object.")
+    ] = False,
+) -> None:
+    """Say which series of a night really became slower, since when, and what is suspected.
+
+    A night is one run of a plan. Each case is compared with its nights since the last change;
+    suspects are measured again at once, beside a control.
+    """
+    from bench import regress, request
+
+    asked = regress.Request(
+        results=results,
+        run=run,
+        against=against,
+        size=request.share(min_effect, "--min-effect"),
+        confirm_s=None if no_confirm else request.seconds(confirm_budget, "--confirm-budget"),
+        json=json,
+    )
+    raise typer.Exit(regress.execute(asked))
+
+
+@app.command("accept", cls=Grouped)
+def accept_command(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="case_id, as bench regress says it.")],
+    reason: Annotated[str, option("--reason", panel=WHAT, text="Why this is the new normal.")],
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Take a case's level of the newest complete night for the new normal: a new baseline."""
+    from bench import regress
+
+    one = regress.accept(results, case, reason)
+    typer.echo(f"Accepted by {one.who}: {one.case_id} from run {one.run_id} on ({one.reason}).")
 
 
 @app.command("list")

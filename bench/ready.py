@@ -31,6 +31,7 @@ class Ready(Struct, frozen=True):
     forecasts: dict[str, Forecast] = {}  # case_id -> what it needs, where that was asked
     ceilings: dict[str, int] = {}  # case_id of a search -> how far it may go
     search: Schedule | None = None  # in place of the grid
+    guarded: bool = True  # by the sentinel, first and last
 
     @property
     def machine(self) -> dict[str, object]:
@@ -51,7 +52,7 @@ class Ready(Struct, frozen=True):
         timeout_s = self.plan.budget.timeout_s
         sought = [LargestBatch(c, timeout_s, self.ceilings.get(c.case_id)) for c in self.searches]
         some = any(c.case_id not in self.refusals for c in [*self.cases, *self.searches])
-        return Several([grid, *sought], guarded=some)
+        return Several([grid, *sought], guarded=self.guarded and some)
 
     def memory_bytes(self, case: Case) -> int | None:
         """Memory a rank of the case can have; None where its device is not here.
@@ -102,6 +103,16 @@ def prepare(plan: Plan, *, full: bool = False, fetch: bool = True, foresee: bool
     if not foresee:
         return ready
     return _foreseen(ready, [c for c in grid if not fetch or _might_not_fit(c, ready)])
+
+
+def again(plan: Plan, cases: list[Case]) -> Ready:
+    """Cases of a record, met by this machine: which devices are here, which cases are refused."""
+    devices = list(dict.fromkeys(c.device for c in cases))
+    answer = processes.ask("bench.preflight", msgspec.json.encode(["survey", [devices, True]]))
+    survey = msgspec.json.decode(answer, type=Survey)
+    refusals = {c.case_id: survey.absent[c.device] for c in cases if c.device in survey.absent}
+    present = [Planned(c) for c in cases if c.device not in survey.absent]
+    return Ready(plan, cases, refusals | _refusals(present, fetch=True), survey, guarded=False)
 
 
 def _might_not_fit(case: Case, ready: Ready) -> bool:

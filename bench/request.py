@@ -33,6 +33,7 @@ class Request(Struct, frozen=True, kw_only=True):
     timeout_s: float | None
     rebuild: bool
     results: Path
+    run_id: str | None
     resume: bool
     dry_run: bool
     json: bool
@@ -41,6 +42,7 @@ class Request(Struct, frozen=True, kw_only=True):
 def execute(asked: Request) -> int:
     """Check everything, then run it. Returns the exit code; raises BenchError."""
     plan = resolve(asked)
+    _check_run_id(asked)
     if not asked.dry_run:
         store.make_writable(asked.results)
     processes.start_server()
@@ -80,7 +82,12 @@ def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
     try:
         with line:
             run_id = runner.run(
-                found, asked.results, watch, resume=asked.resume, rebuild=asked.rebuild
+                found,
+                asked.results,
+                watch,
+                resume=asked.resume,
+                rebuild=asked.rebuild,
+                named=asked.run_id,
             )
     except KeyboardInterrupt:
         summary.tell(records, asked.results, [], json=asked.json, interrupted=True)
@@ -98,6 +105,21 @@ def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
     told = whole if records else []
     summary.tell(told, asked.results, notes, json=asked.json, interrupted=False)
     return exit_code(store.statuses(asked.results, run_id))
+
+
+def _check_run_id(asked: Request) -> None:
+    """A name given by a script sorts by time like ours, and is new."""
+    if asked.run_id is None:
+        return
+    if asked.resume:
+        raise WrongUse("--resume finishes a run that has a name; leave --run-id out.")
+    if not runner.RUN_ID.fullmatch(asked.run_id):
+        raise WrongUse(
+            f"--run-id: {asked.run_id!r} is not like 20261121T013000Z-0a1b2c "
+            "(date, T, time, Z, dash, six hexadecimal digits)."
+        )
+    if store.next_index(asked.results, asked.run_id):
+        raise WrongUse(f"--run-id: the run {asked.run_id} is in {asked.results} already.")
 
 
 def resolve(asked: Request) -> planning.Plan:
@@ -158,6 +180,16 @@ def share(text: str, flag: str, *, whole: bool = False) -> float:
         most = "at most" if whole else "less than"
         raise WrongUse(f"{flag}: expected more than 0% and {most} 100%, not {text}.")
     return value
+
+
+def seconds(text: str, flag: str) -> float:
+    """`10m`, `90s`, `1h` or a number of seconds. Raises WrongUse."""
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        value = float(text[:-1] if factor else text)
+    except ValueError as error:
+        raise WrongUse(f"{flag}: {text!r} is not a time such as 10m or 90s.") from error
+    return positive(value * (factor or 1), flag)
 
 
 def positive(value: float, flag: str, unit: str = "seconds") -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -38,6 +39,9 @@ class Watch(Struct, frozen=True):
     recorded: OnRecord = lambda _: None
 
 
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+
+
 def run_id_now() -> str:
     """Sorts by time; two machines that start in the same second differ."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -51,11 +55,12 @@ def run(
     resume: bool = False,
     rebuild: bool = False,
     own_cache: bool = False,
+    named: str | None = None,
 ) -> str:
     """Run what has no record yet and return the run's id. Raises CannotStore.
 
     rebuild: nothing built by earlier cases is used. own_cache: what this run builds is used
-    by its own cases only, and gone with it.
+    by its own cases only, and gone with it. named: the id to use, new or of a run to add to.
     """
     schedule = ready.schedule
     found = None
@@ -63,7 +68,7 @@ def run(
         found = store.unfinished_run(
             folder, ready.hash, ready.machine, lambda tries: schedule.next(tries) is not None
         )
-    run_id, done = found or (run_id_now(), {})
+    run_id, done = found or (named or run_id_now(), {})
     index = store.next_index(folder, run_id)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         runner = Runner(

@@ -15,6 +15,7 @@ from bench import sentinel
 from bench.schema import Budget, Case, Key, Trial, Tried
 
 GRID, SEARCH, FIT, SCREEN, FINAL = "grid", "search", "fit", "screen", "final"  # purposes
+CONFIRM = "confirm"  # the purpose of a night's suspects and their control, measured again
 # Only whether it fits: the throughput of such a try is a by-product.
 FIT_BUDGET = Budget(
     name=FIT, min_seconds=0.1, max_seconds=0.5, latency_requests=1, latency_seconds=0.1

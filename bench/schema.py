@@ -157,6 +157,8 @@ class Tried(Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     top1_agreement: float | None = None
     note: str | None = None  # why there is none
+    warnings: list[str] = []
+    measurement: Measurement = Measurement()
 
 
 PERCENTILES = ("p50", "p90", "p95", "p99", "p999")
@@ -194,6 +196,7 @@ class Record(Struct, frozen=True, kw_only=True):
         doc(
             "why it was tried: `grid` for a case, `search` and the short `fit` for the largest "
             "batch, `screen` for the short and `final` for the last tries of `bench best`, "
+            "`confirm` for a night's suspects measured again, "
             "`sentinel` for the fixed work first and last"
         ),
     ]
@@ -236,6 +239,8 @@ def tried(record: Record) -> Tried:
         memory_bytes=m.peak_device_memory_bytes or m.peak_host_memory_bytes,
         top1_agreement=m.top1_agreement,
         note=m.top1_agreement_note,
+        warnings=record.warnings,
+        measurement=m,
     )
 
 

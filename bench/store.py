@@ -138,6 +138,13 @@ def read(folder: Path, only: list[str] | None = None) -> Found:
     return Found(pd.DataFrame(frame).reset_index(drop=True), passed_over)
 
 
+def summary(folder: Path, columns: list[str]) -> pd.DataFrame:
+    """Some columns of all records, and whether others disturbed most of each."""
+    frame = read(folder, [*columns, "warnings"]).frame
+    frame["contaminated"] = ["contaminated" in w for w in frame["warnings"]]
+    return frame
+
+
 def read_some(folder: Path) -> Found:
     """All records below `folder`. Raises NothingToReport where there are none."""
     if not folder.is_dir():

@@ -81,7 +81,10 @@ WORLDS = [
         for name, night in BASE.items()
         for size in (0.02, 0.03, 0.04, 0.05, 0.10)
     ),
-    *(World(f"creep 0.3 %, {name}", night, normal, 0.003, creep=True) for name, night in BASE.items()),
+    *(
+        World(f"creep 0.3 %, {name}", night, normal, 0.003, creep=True)
+        for name, night in BASE.items()
+    ),
     World("A/A, weekly cycle of 2 %", weekly, normal),
     World("A/A, heavy tails (t, 3 degrees)", heavy, heavy_process),
     World("A/A, two states 4 % apart", two_state, normal),
@@ -101,6 +104,19 @@ class History:
     extra: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a rule is shown: first[night, series]; and what a further process would measure."""
+
+    world: World
+    level: Array
+    first: Array
+    rng: np.random.Generator
+
+    def again(self, night: int, series: int) -> float:
+        return float(self.level[night, series] + self.world.process(self.rng, 1)[0])
+
+
 def truth(world: World, rng: np.random.Generator) -> Array:
     """What belongs to the night, with the change; nights × series."""
     level = world.night(rng)
@@ -112,8 +128,9 @@ def truth(world: World, rng: np.random.Generator) -> Array:
     return level
 
 
-def ours(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+def ours(seen: Seen) -> History:
     """bench regress with confirming rounds."""
+    first = seen.first
     values, processes = first.copy(), np.ones_like(first)
     within = nights.Within()
     options = nights.Options(tests=SERIES)
@@ -129,7 +146,7 @@ def ours(level: Array, first: Array, world: World, rng: np.random.Generator) -> 
         open_ = list(suspects)
         for round_ in range(1, ROUNDS + 1):
             for s in [*open_, control]:
-                again[int(s)].append(float(level[night, s] + world.process(rng, 1)[0]))
+                again[int(s)].append(seen.again(night, int(s)))
             history.extra += len(open_) + 1
             mean = np.array([np.mean([first[night, s], *again[int(s)]]) for s in open_])
             now = nights.judge(
@@ -149,13 +166,15 @@ def ours(level: Array, first: Array, world: World, rng: np.random.Generator) -> 
             known = more if s != control else [first[night, s], *more]
             if len(known) > 1:
                 within = nights.Within(
-                    within.squares + float(np.var(known) * len(known)), within.freedom + len(known) - 1
+                    within.squares + float(np.var(known) * len(known)),
+                    within.freedom + len(known) - 1,
                 )
     return history
 
 
-def alone(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+def alone(seen: Seen) -> History:
     """bench regress --no-confirm."""
+    first = seen.first
     history = History(np.zeros(first.shape, bool))
     options = nights.Options(tests=SERIES)
     ones = np.ones_like(first)
@@ -165,25 +184,30 @@ def alone(level: Array, first: Array, world: World, rng: np.random.Generator) ->
     return history
 
 
-def torchbench(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+def torchbench(seen: Seen) -> History:
     """|Δ| > 7 % against the previous night; here only what became slower."""
-    speed = np.exp(-first)
-    red = np.zeros(first.shape, bool)
+    speed = np.exp(-seen.first)
+    red = np.zeros(speed.shape, bool)
     red[1:] = speed[1:] < 0.93 * speed[:-1]
     return History(red)
 
 
-def dashboard(level: Array, first: Array, world: World, rng: np.random.Generator) -> History:
+def dashboard(seen: Seen) -> History:
     """The last two nights below 0.95 × the median of the six before them."""
-    speed = np.exp(-first)
-    red = np.zeros(first.shape, bool)
+    speed = np.exp(-seen.first)
+    red = np.zeros(speed.shape, bool)
     for night in range(7, NIGHTS):
         limit = 0.95 * np.median(speed[night - 7 : night - 1], axis=0)
         red[night] = (speed[night] < limit) & (speed[night - 1] < limit)
     return History(red)
 
 
-RULES = {"ours": ours, "ours, --no-confirm": alone, "TorchBench 7 %": torchbench, "dashboard 0.95": dashboard}
+RULES = {
+    "ours": ours,
+    "ours, --no-confirm": alone,
+    "TorchBench 7 %": torchbench,
+    "dashboard 0.95": dashboard,
+}
 
 
 def one(job: tuple[int, int, tuple[str, ...]]) -> dict[str, tuple[Array, int]]:
@@ -194,7 +218,9 @@ def one(job: tuple[int, int, tuple[str, ...]]) -> dict[str, tuple[Array, int]]:
     level = truth(world, rng)
     first = level + world.process(rng, level.size).reshape(level.shape)
     return {
-        name: dataclasses.astuple(RULES[name](level, first, world, np.random.default_rng([seed, 1])))
+        name: dataclasses.astuple(
+            RULES[name](level, first, world, np.random.default_rng([seed, 1]))
+        )
         for name in rules
     }
 
@@ -245,7 +271,8 @@ def main() -> None:
             found = pool.map(one, jobs, chunksize=1)
             print(f"{world.name}  ({time.perf_counter() - start:.0f} s)")
             for name in rules:
-                print(f"  {name}: {told(world, [f[name][0] for f in found], [f[name][1] for f in found])}", flush=True)
+                red, extra = zip(*(f[name] for f in found), strict=True)
+                print(f"  {name}: {told(world, list(red), list(extra))}", flush=True)
 
 
 if __name__ == "__main__":

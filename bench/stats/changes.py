@@ -2,7 +2,8 @@
 
 The partition with the least squared error and a price a change, found exactly by
 ruptures.KernelCPD with the linear kernel (Killick et al., PELT, 2012; Truong et al.,
-Selective review of offline change point detection methods, 2020). Why this library: docs/nightly.md.
+Selective review of offline change point detection methods, 2020). Why this library:
+docs/nightly.md.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def noise(values: Array) -> Array:
         some = known > 0
         own[some] = np.nanmedian(steps[:, some], axis=0) / 0.6745 / np.sqrt(2)
     shared = np.median(own[some]) if some.any() else 0.0
-    return np.asarray(np.sqrt((known * own**2 + SHARED_NIGHTS * shared**2) / (known + SHARED_NIGHTS)))
+    return np.asarray(
+        np.sqrt((known * own**2 + SHARED_NIGHTS * shared**2) / (known + SHARED_NIGHTS))
+    )
 
 
 SHARED_NIGHTS = 20  # how many nights the other series' noise counts for

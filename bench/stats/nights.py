@@ -56,6 +56,9 @@ class Within(Struct, frozen=True):
     freedom: int = 0
 
 
+UNKNOWN = Within()
+
+
 class Model(Struct, frozen=True):
     """What earlier nights say of each series. Arrays have a place a series.
 
@@ -114,7 +117,7 @@ class Judged(Struct, frozen=True):
 def learn(
     values: Array,
     processes: Array,
-    within: Within = Within(),
+    within: Within = UNKNOWN,
     *,
     size: float,
     accepted: Array | None = None,
@@ -171,7 +174,9 @@ def judge(model: Model, tonight: Array, processes: Array, options: Options) -> J
     best = _Best(count, options)
     for nights in WINDOWS:
         recent = np.arange(rows)[:, None] >= rows - nights
-        best.offer(_contrast(filled, weights, recent & (weights > 0), base & ~recent), model, nights)
+        best.offer(
+            _contrast(filled, weights, recent & (weights > 0), base & ~recent), model, nights
+        )
     recent = np.arange(rows)[:, None] >= rows - CREEP_NIGHTS
     contrast = _contrast(filled, weights, recent & (weights > 0), anchor & ~recent)
     # An anchor that is the baseline itself says nothing new.
@@ -234,9 +239,12 @@ class _Best:
             self.better |= found.enough & shrunk & (p_better < level) & (self.tonight <= -still)
             half = SUSPECT_SIZE * size
             self.suspect |= (
-                found.enough & (found.effect >= half) & (p < SUSPECT_LEVEL) & (self.tonight >= still)
+                found.enough
+                & (found.effect >= half)
+                & (p < SUSPECT_LEVEL)
+                & (self.tonight >= still)
             )
-        least = np.minimum(np.where(found.enough, p, 1.0), np.where(found.enough, p_better, 1.0))
+        least = np.where(found.enough, np.minimum(p, p_better), 1.0)
         take = found.enough & (~self.any | (least < np.minimum(self.p, self.p_better)))
         for mine, theirs in (
             (self.effect, found.effect), (self.error, error), (self.p, p),
@@ -389,7 +397,11 @@ def confirmed(now: Judged, rounds: int) -> list[str]:
     now: tonight's mean over all its processes, judged again.
     """
     return [
-        "confirmed" if worse and rounds >= FEWEST_CONFIRMING else "undecided" if suspect else "cleared"
+        "confirmed"
+        if worse and rounds >= FEWEST_CONFIRMING
+        else "undecided"
+        if suspect
+        else "cleared"
         for worse, suspect in zip(now.worse, now.suspect, strict=True)
     ]
 

@@ -1,0 +1,199 @@
+"""Records of a plan → its nights: for each metric, nights × series. Pure functions of frames.
+
+A night is one run of a plan. A series is a case on a device of a machine; what can be
+changed on that machine (torch, driver, …) stays in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from msgspec import Struct
+
+from bench import sentinel
+from bench.errors import WrongUse
+from bench.schedules import CONFIRM, GRID
+from bench.stats.nights import Within
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SERIES = ["case_id", "device_name", "machine_fingerprint"]
+
+
+class Metric(Struct, frozen=True):
+    """A column that nights are judged by. factor: from the column's unit to the one told."""
+
+    column: str
+    title: str
+    unit: str
+    more_is_better: bool = False
+    factor: float = 1.0
+
+
+METRICS = (
+    Metric("throughput_images_per_s", "throughput", "images/s", more_is_better=True),
+    Metric("latency_p50_ms", "p50 latency", "ms"),
+    Metric("latency_p99_ms", "p99 latency", "ms"),
+    Metric("peak_device_memory_bytes", "peak device memory", "MiB", factor=2**-20),
+    Metric("peak_host_memory_bytes", "peak host memory", "MiB", factor=2**-20),
+    Metric("first_step_s", "first step", "s"),
+    Metric("energy_j_per_image", "energy", "J/image"),
+)
+
+
+class Result(Struct, frozen=True):
+    """A column that must stay what it is: `share` or `least` is how far it may be off."""
+
+    column: str
+    title: str
+    share: float = 0.0
+    least: float = 0.0
+    only_lower: bool = False
+
+
+RESULTS = (
+    Result("last_loss", "loss", share=0.01),
+    Result("fidelity_sqnr_db", "SQNR against fp32", least=2.0, only_lower=True),
+    Result("top1_agreement", "top-1 agreement with fp32", least=0.01, only_lower=True),
+)
+
+COLUMNS = [
+    "run_id", "plan", "planned", "case_id", "round", "purpose", "started_at", "status", "reason",
+    "device_name", "machine_fingerprint", "simulated",
+    *(m.column for m in METRICS), *(r.column for r in RESULTS),
+]  # fmt: skip
+# throughput of the sentinel is rounds a second: a metric of the machine.
+
+
+class Family(Struct, frozen=True):
+    """One metric: natural logarithms, larger is worse, NaN where a night has none."""
+
+    metric: Metric
+    values: Array  # nights × series: mean of the night's processes
+    processes: Array  # nights × series: how many
+    within: Within
+
+
+class History(Struct, frozen=True):
+    """The nights of a plan on the machine of the last of them, which is the one judged."""
+
+    plan: str
+    runs: list[str]
+    starts: list[pd.Timestamp]
+    series: pd.DataFrame  # a row a series: SERIES
+    families: list[Family]
+    rows: pd.DataFrame  # the records, with `night` and `series` as numbers
+
+    @property
+    def tonight(self) -> int:
+        """The index of the night judged."""
+        return len(self.runs) - 1
+
+    def index(self, run_id: str) -> int | None:
+        """Which night a run is."""
+        return self.runs.index(run_id) if run_id in self.runs else None
+
+
+def choose(frame: pd.DataFrame, run_id: str | None) -> str:
+    """The run asked for, else the newest complete night. Raises WrongUse.
+
+    frame: records with at least COLUMNS. A night is complete when its cases all have
+    records.
+    """
+    if run_id is not None:
+        return run_id
+    known = complete(frame)
+    if not known:
+        raise WrongUse("No run is complete yet; name one with --run ID to judge it as it is.")
+    return known[-1]
+
+
+def complete(frame: pd.DataFrame) -> list[str]:
+    """Runs with as many grid records as they planned, oldest first."""
+    grid = frame[frame["purpose"] == GRID]
+    groups = grid.groupby("run_id", observed=True)
+    counts = groups.size()
+    enough = counts >= groups["planned"].max()
+    starts = groups["started_at"].min()
+    return [str(i) for i in starts[enough].sort_values().index]
+
+
+def of(frame: pd.DataFrame, run_id: str) -> History | None:
+    """The nights up to `run_id`; None where that run has no record of a case.
+
+    Only nights that share a machine with it, and only what was measured, not simulated.
+    """
+    cases = frame[frame["purpose"].isin([GRID, CONFIRM])]
+    mine = cases[cases["run_id"] == run_id]
+    if mine.empty:
+        return None
+    plan = str(mine["plan"].iloc[0])
+    machines = set(mine["machine_fingerprint"].astype(str))
+    cases = cases[(cases["plan"] == plan) & ~cases["simulated"].astype(bool)]
+    here = cases[cases["machine_fingerprint"].isin(machines)]["run_id"].unique()
+    cases = cases[cases["run_id"].isin(list(here))]
+    grid = cases[cases["purpose"] == GRID]
+    starts = grid.groupby("run_id", observed=True)["started_at"].min().sort_values()
+    if run_id not in starts.index:  # simulated
+        return None
+    runs = [str(r) for r in starts.index]
+    runs = runs[: runs.index(run_id) + 1]
+    starts = starts[: len(runs)]
+    cases = cases[cases["run_id"].isin(runs)]
+    night = pd.Categorical(cases["run_id"].astype(str), categories=runs).codes.astype(np.int64)
+    series = cases[SERIES].astype(str).groupby(SERIES, sort=False).ngroup().to_numpy()
+    rows = cases.assign(night=night, series=series)
+    names = rows.drop_duplicates("series").sort_values("series")[SERIES].astype(str)
+    count = len(names)
+    families = [_family(m, rows, len(runs), count) for m in METRICS]
+    return History(
+        plan, runs, list(starts), names.reset_index(drop=True),
+        [f for f in families if np.isfinite(f.values).any()], rows.reset_index(drop=True),
+    )  # fmt: skip
+
+
+def _family(metric: Metric, rows: pd.DataFrame, nights: int, series: int) -> Family:
+    raw = rows[metric.column].to_numpy(dtype=float, na_value=np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(raw) * (-1 if metric.more_is_better else 1)
+    usable = (
+        np.isfinite(logs)
+        & (rows["status"] == "measured").to_numpy()
+        & ~rows["contaminated"].to_numpy(dtype=bool)
+    )
+    logs = logs[usable]
+    place = rows["night"].to_numpy()[usable] * series + rows["series"].to_numpy()[usable]
+    sums = np.bincount(place, logs, nights * series)
+    counts = np.bincount(place, minlength=nights * series)
+    with np.errstate(invalid="ignore"):
+        values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    confirming = (rows["purpose"] == CONFIRM).to_numpy()[usable]
+    shape = (nights, series)
+    return Family(
+        metric, values.reshape(shape), counts.reshape(shape),
+        _within(logs, 2 * place + confirming, 2 * nights * series),
+    )  # fmt: skip
+
+
+def _within(logs: Array, group: Array, groups: int) -> Within:
+    """Noise of processes of one night; first rounds and confirming ones apart.
+
+    A suspect's first rounds were chosen for being slow; what was measured to confirm was not.
+    """
+    counts = np.bincount(group, minlength=groups)
+    many = counts > 1
+    if not many.any():
+        return Within()
+    sums, squares = np.bincount(group, logs, groups), np.bincount(group, logs**2, groups)
+    spread = np.maximum(squares[many] - sums[many] ** 2 / counts[many], 0.0)
+    return Within(float(spread.sum()), int((counts[many] - 1).sum()))
+
+
+def machine(frame: pd.DataFrame, history: History) -> Array:
+    """The sentinel's speed of each night as a logarithm, larger is slower; NaN where unknown."""
+    rows = frame[(frame["purpose"] == sentinel.PURPOSE) & (frame["status"] == "measured")]
+    rows = rows[rows["run_id"].isin(history.runs) & ~rows["contaminated"].astype(bool)]
+    speeds = rows.groupby(rows["run_id"].astype(str))["throughput_images_per_s"].mean()
+    with np.errstate(divide="ignore"):
+        return np.asarray(-np.log(speeds.reindex(history.runs).to_numpy(dtype=float)))

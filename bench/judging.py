@@ -1,0 +1,303 @@
+"""A night's history → its findings. Pure: no file, no clock, no measuring.
+
+Size and evidence decide (bench.stats.nights); results must stay within their tolerance;
+a case that had a result on the last green night must have one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from msgspec import Struct
+
+from bench import selectors
+from bench.errors import WrongUse
+from bench.findings import Accepted, Colour, Finding, Kind
+from bench.history import RESULTS, Family, History, Result
+from bench.schedules import CONFIRM, GRID
+from bench.stats import nights
+from bench.stats.nights import FEWEST_CONFIRMING, Judged, Model, Options
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CONFIDENCE_ERRORS = 2.576  # standard errors of a 99 % interval
+LOST = ("failed", "timeout", "oom", "skipped")
+
+
+class Against(Struct, frozen=True):
+    """Which nights are the baseline: those from `first` to `last`, and what that is called."""
+
+    words: str
+    first: int = 0
+    last: int | None = None
+
+
+class Look(Struct, frozen=True):
+    """One metric of one night: what was learnt, and tonight against it."""
+
+    family: Family
+    model: Model
+    judged: Judged
+
+
+class Judgement(Struct, frozen=True):
+    """All metrics of a night."""
+
+    history: History
+    options: Options
+    looks: list[Look]
+
+    @property
+    def suspects(self) -> set[int]:
+        """Series that have a suspicious metric."""
+        return {int(s) for look in self.looks for s in np.flatnonzero(look.judged.suspect)}
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Series × metrics with a value tonight, and how many of them had enough history."""
+        tonight = sum(int(np.isfinite(k.family.values[-1]).sum()) for k in self.looks)
+        return tonight, sum(int(k.judged.judged.sum()) for k in self.looks)
+
+
+def against(text: str | None, history: History, last_green: str | None) -> Against:
+    """What `--against` means. Raises WrongUse where it names no earlier night."""
+    if text is None:
+        return Against("all nights since the last change")
+    if text == "last-green":
+        green = None if last_green is None else history.index(last_green)
+        if green is None:
+            raise WrongUse("--against last-green: no earlier night was judged green yet.")
+        return Against(f"nights up to the last green one, {last_green}", last=green)
+    if text.startswith("anchor:"):
+        name = text.removeprefix("anchor:")
+        found = [i for i, run in enumerate(history.runs[:-1]) if run.startswith(name)]
+        if len(found) != 1 or not name:
+            known = ", ".join(history.runs[:-1][-selectors.SHOWN :]) or "none"
+            raise WrongUse(f"--against {text}: that names no earlier night; there are: {known}.")
+        first = max(0, found[0] - nights.ANCHOR_NIGHTS + 1)
+        return Against(f"the nights up to {history.runs[found[0]]}", first, found[0])
+    try:
+        day = pd.Timestamp(text, tz="UTC") + pd.Timedelta(days=1)
+    except ValueError as error:
+        raise WrongUse(
+            f"--against {text}: expected last-green, anchor:RUN or a date such as 2026-11-21."
+        ) from error
+    earlier = [i for i, start in enumerate(history.starts[:-1]) if start < day]
+    if not earlier:
+        raise WrongUse(f"--against {text}: no night is that old.")
+    return Against(f"nights up to {text}", last=earlier[-1])
+
+
+def judge(
+    history: History, chosen: Against, accepted: Sequence[Accepted], size: float
+) -> Judgement:
+    """Every metric of the last night. size: a share, 0.03 for 3 %."""
+    since = _accepted_nights(history, accepted)
+    tests = sum(int(np.isfinite(f.values[-1]).sum()) for f in history.families)
+    options = Options(tests=tests, size=math.log1p(size))
+    looks = []
+    for family in history.families:
+        values = family.values[:-1].copy()
+        values[: chosen.first] = np.nan
+        model = nights.learn(
+            values, family.processes[:-1], family.within,
+            size=options.size, accepted=since, until=chosen.last,
+        )  # fmt: skip
+        tonight = nights.judge(model, family.values[-1], family.processes[-1], options)
+        looks.append(Look(family, model, tonight))
+    return Judgement(history, options, looks)
+
+
+def _accepted_nights(history: History, accepted: Sequence[Accepted]) -> Array:
+    """For each series the night from which its level is accepted; -1: none."""
+    since = np.full(len(history.series), -1)
+    for one in accepted:
+        night = history.index(one.run_id)
+        if night is not None:
+            since[(history.series["case_id"] == one.case_id).to_numpy()] = night
+    return since
+
+
+def moved(judgement: Judgement, *, confirming: bool) -> list[Finding]:
+    """Series that became worse or better.
+
+    confirming: suspects were measured again, so only those that stood that are red.
+    """
+    found = []
+    for look in judgement.looks:
+        again = _confirming_processes(judgement.history)
+        for s in np.flatnonzero(look.judged.suspect | look.judged.better):
+            worse = bool(look.judged.worse[s])
+            if look.judged.better[s]:
+                colour: Colour = "green"
+            elif worse and (not confirming or again[s] >= FEWEST_CONFIRMING):
+                colour = "red"
+            else:
+                colour = "yellow"
+            found.append(_finding(judgement, look, int(s), colour))
+    return sorted(found, key=_order)
+
+
+COLOURS = ("red", "yellow", "green")
+
+
+def _order(finding: Finding) -> tuple[int, float]:
+    return COLOURS.index(finding.colour), -abs(finding.change or 0.0)
+
+
+def _confirming_processes(history: History) -> Array:
+    """How many measured, undisturbed confirming processes each series has tonight."""
+    rows = history.rows
+    mine = rows[
+        (rows["night"] == history.tonight)
+        & (rows["purpose"] == CONFIRM)
+        & (rows["status"] == "measured")
+        & ~rows["contaminated"].astype(bool)
+    ]
+    return np.bincount(mine["series"], minlength=len(history.series))
+
+
+def _finding(judgement: Judgement, look: Look, s: int, colour: Colour) -> Finding:
+    history, metric, judged = judgement.history, look.family.metric, look.judged
+    names = history.series.iloc[s]
+    sign = -1 if metric.more_is_better else 1
+    effect, error, level = (float(a[s]) for a in (judged.effect, judged.error, judged.baseline))
+    low, high = sorted(
+        math.expm1(sign * (effect + side * CONFIDENCE_ERRORS * error)) for side in (-1, 1)
+    )
+    since = _since(look, s)
+    kind: Kind = "better" if colour == "green" else "worse"
+    change = math.expm1(sign * effect)
+    return Finding(
+        colour=colour, kind=kind,
+        case_id=names["case_id"], device_name=names["device_name"],
+        machine_fingerprint=names["machine_fingerprint"],
+        metric=metric.column, unit=metric.unit,
+        before=math.exp(sign * level) * metric.factor,
+        now=math.exp(sign * (level + effect)) * metric.factor,
+        change=change, change_low=low, change_high=high,
+        nights=int(judged.nights[s]), baseline_nights=int(judged.baseline_nights[s]),
+        processes=int(look.family.processes[-1, s]),
+        since_run=history.runs[since], since=history.starts[since].to_pydatetime(),
+        reason=_reason(look, s, change, colour),
+    )  # fmt: skip
+
+
+def _reason(look: Look, s: int, change: float, colour: Colour) -> str:
+    judged = look.judged
+    window = int(judged.nights[s])
+    over = {0: "the last 5 nights against the anchor", 1: "tonight"}.get(
+        window, f"the last {window} nights"
+    )
+    text = (
+        f"{look.family.metric.title} {100 * change:+.1f} % ({over}, "
+        f"{int(judged.baseline_nights[s])} nights before)"
+    )
+    if colour == "yellow":
+        text += "; not enough evidence to be sure"
+    return text
+
+
+def _since(look: Look, s: int) -> int:
+    """The first night of the change: of its level where that is old enough, else of the window."""
+    last = len(look.family.values) - 1
+    window = int(look.judged.nights[s]) or nights.CREEP_NIGHTS
+    known = np.flatnonzero(np.isfinite(look.family.values[:, s]))
+    begun = int(known[-window]) if window <= len(known) else last
+    changed = int(look.model.changed[s])
+    return min(changed, begun) if changed >= 0 else begun
+
+
+def differing(history: History, accepted: Sequence[Accepted]) -> list[Finding]:
+    """Results (loss, fidelity) of tonight outside their tolerance around earlier nights' median."""
+    since = _accepted_nights(history, accepted)
+    rows = history.rows[history.rows["status"] == "measured"]
+    found = []
+    for result in RESULTS:
+        known = rows[rows[result.column].notna()]
+        tonight = known[known["night"] == history.tonight]
+        for key, mine in tonight.groupby("series"):
+            s = int(str(key))
+            before = known[
+                (known["series"] == s)
+                & (known["night"] < history.tonight)
+                & (known["night"] >= since[s])
+            ]
+            if since[s] == history.tonight or before.empty:
+                continue
+            told = _differs(result, before[result.column], mine[result.column])
+            if told is not None:
+                found.append(_differing(history, s, result, told))
+    return found
+
+
+def _differs(
+    result: Result, before: pd.Series[Any], now: pd.Series[Any]
+) -> tuple[float, float] | None:
+    """Median before and now where every process of tonight is outside the tolerance."""
+    old, new = float(before.median()), float(now.median())
+    # Where results vary by themselves (no deterministic kernels), so may tonight's.
+    usual = 6 * 1.4826 * float((before - old).abs().median())
+    limit = max(result.least, result.share * abs(old), usual)
+    off = old - now if result.only_lower else (now - old).abs()
+    return (old, new) if bool((off > limit).all()) else None
+
+
+def _differing(history: History, s: int, result: Result, told: tuple[float, float]) -> Finding:
+    names = history.series.iloc[s]
+    old, new = told
+    return Finding(
+        colour="red", kind="differs",
+        case_id=names["case_id"], device_name=names["device_name"],
+        machine_fingerprint=names["machine_fingerprint"],
+        metric=result.column, unit="", before=old, now=new,
+        change=new / old - 1 if old else None,
+        since_run=history.runs[-1], since=history.starts[-1].to_pydatetime(),
+        reason=f"{result.title} {old:.4g} → {new:.4g}: another result, not another speed",
+    )  # fmt: skip
+
+
+def lost(
+    history: History, planned: pd.DataFrame, last_green: str | None, accepted: Sequence[Accepted]
+) -> list[Finding]:
+    """Cases of the last green night without a result tonight; flaky where a retry had one.
+
+    planned: all records of both nights (column names as history.COLUMNS).
+    """
+    if last_green is None or last_green == history.runs[-1]:
+        return []
+    gone = {a.case_id for a in accepted if a.run_id == history.runs[-1]}
+    green = planned[(planned["run_id"] == last_green) & (planned["status"] == "measured")]
+    tonight = planned[planned["run_id"] == history.runs[-1]]
+    found = []
+    names = green[green["purpose"] == GRID].drop_duplicates("case_id")
+    for row in names.to_dict("records"):
+        mine = tonight[tonight["case_id"] == row["case_id"]]
+        first = mine[mine["purpose"] == GRID]
+        bad = first[first["status"].isin(LOST)]
+        if (len(first) and bad.empty) or row["case_id"] in gone:
+            continue
+        found.append(_lost(history, row, bad, mine[mine["purpose"] == CONFIRM]))
+    return found
+
+
+def _lost(history: History, row: dict[Any, Any], bad: pd.DataFrame, again: pd.DataFrame) -> Finding:
+    if bad.empty:
+        reason = "no record tonight: the run ended before this case, or no longer has it"
+    else:
+        last = bad.iloc[-1]
+        reason = f"{last['status']}: {last['reason']}"
+    worked = len(again) > 0 and (again["status"] == "measured").all()
+    if len(again) and not worked:
+        reason += "; again when retried"
+    colour: Colour = "yellow" if worked else "red"
+    kind: Kind = "flaky" if worked else "missing"
+    return Finding(
+        colour=colour, kind=kind, case_id=str(row["case_id"]),
+        device_name=str(row["device_name"]), machine_fingerprint=str(row["machine_fingerprint"]),
+        since_run=history.runs[-1], since=history.starts[-1].to_pydatetime(),
+        reason=reason + ("; it worked when retried" if worked else ""),
+    )  # fmt: skip
