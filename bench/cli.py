@@ -439,6 +439,10 @@ def regress_command(
     no_confirm: Annotated[
         bool, option("--no-confirm", panel=HARD, text="Judge by history alone; measure nothing.")
     ] = False,
+    self_test: Annotated[
+        bool,
+        option("--self-test", panel=HARD, text="Only say how often this history cries wolf."),
+    ] = False,
     results: Results = DEFAULT_RESULTS,
     json: Annotated[
         bool, option("--json", panel=WHERE, text="The judgement as one JSON object.")
@@ -451,11 +455,14 @@ def regress_command(
     """
     from bench import regress, request
 
+    size = request.share(min_effect, "--min-effect")
+    if self_test:
+        raise typer.Exit(regress.self_test(results, run, size))
     asked = regress.Request(
         results=results,
         run=run,
         against=against,
-        size=request.share(min_effect, "--min-effect"),
+        size=size,
         confirm_s=None if no_confirm else request.seconds(confirm_budget, "--confirm-budget"),
         json=json,
     )

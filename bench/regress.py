@@ -11,6 +11,7 @@ import pandas as pd
 from msgspec import Struct
 
 from bench import (
+    alarm,
     analysis,
     attribution,
     confirming,
@@ -52,6 +53,17 @@ def execute(asked: Request) -> int:
     else:
         tell(night)
     return exit_code(night)
+
+
+def self_test(results: Path, run: str | None, size: float) -> int:
+    """Print the alarm budget of the history up to a night."""
+    frame = _read(results)
+    found = history.of(frame, _resolve(frame, run))
+    if found is None:
+        raise NothingToReport("That run has no measured case to look back from.")
+    for line in alarm.told(alarm.budget(found, size), found):
+        print(line)
+    return 0
 
 
 def exit_code(night: Night) -> int:

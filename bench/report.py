@@ -17,7 +17,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from msgspec import Struct
 
 import bench
-from bench import analysis, article, int8, registry, store, words
+from bench import analysis, article, int8, nightly, registry, store, words
 from bench.errors import NothingToReport, WrongUse
 from bench.facts import DeviceState, Environment
 from bench.schema import WARNINGS, columns
@@ -75,7 +75,10 @@ def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     real = rows[~simulated].reset_index(drop=True)
     charts = sorted((draw(n, real) for n in registry.names("charts")), key=lambda c: c.place)
     headline = article.headline(real)
-    page = _page(rows, real, charts, headline, baseline, notes, found.passed_over)
+    nights = nightly.section(results, found.frame)
+    page = _page(rows, real, charts, headline, baseline, notes, found.passed_over, nights)
+    if nights is not None:
+        charts = [*charts, Chart("nights", 0, "Nights", nights.png)]
     _write(out, page, charts)
     return Made(headline, out / "index.html", found.passed_over)
 
@@ -99,6 +102,7 @@ def _page(
     baseline: str | None,
     notes: list[str],
     passed_over: list[str],
+    nights: nightly.Section | None,
 ) -> str:
     templates = Templates(
         loader=PackageLoader("bench"),
@@ -121,6 +125,7 @@ def _page(
         claims=analysis.article_claims(),
         warnings={c: t for c, t in WARNINGS.items() if any(c in w for w in rows["warnings"])},
         notes=notes,
+        nights=nights,
         passed_over=passed_over,
         version=bench.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

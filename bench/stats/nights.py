@@ -391,6 +391,22 @@ def squeeze(variances: Array, freedom: Array) -> tuple[float, float]:
     return 2 * half, float(np.exp(mean + special.digamma(half) - np.log(half)))
 
 
+def least_seen(model: Model, options: Options, nights: int, processes: int) -> Array:
+    """The least change each series shows with 95 % power in so many nights; NaN: none yet.
+
+    A difference of logarithms: it must be as large as asked, and beyond the level's critical
+    value, both with 95 % probability (normal approximation of the alternative).
+    """
+    weight = model.weight(np.asarray(float(processes)))
+    base = (model.weights * model.base).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = model.sigma * np.sqrt(1 / (nights * weight) + 1 / base)
+        critical = -special.stdtrit(_freedom(model, nights), options.level)
+    sure = float(special.ndtri(0.95))
+    least = np.maximum(critical * error, options.size) + sure * error
+    return np.where(model.base.sum(axis=0) >= FEWEST_NIGHTS, least, np.nan)
+
+
 def confirmed(now: Judged, rounds: int) -> list[str]:
     """After so many confirming rounds: `confirmed`, `cleared` or `undecided`, each suspect.
 
