@@ -65,10 +65,11 @@ def budget(history: History, size: float, seed: int = 0) -> Budget:
     count = len(history.runs)
     if count < FEWEST:
         return Budget(None, None, [])
-    in_order = []
-    for n in range(nights.FEWEST_NIGHTS, count):
-        seen = [(f, f.values[:n], f.processes[:n], f.values[n], f.processes[n]) for f in families]
-        in_order.append(_red(seen, options))
+    in_order = [_in_order(families, n, options) for n in range(nights.FEWEST_NIGHTS, count)]
+    level_free = [_residuals(f, options) for f in families]
+    for n, moved in enumerate(in_order, nights.FEWEST_NIGHTS):
+        for values, mine in zip(level_free, moved, strict=True):
+            values[n, mine] = np.nan  # what was told red: no A/A
     rng = np.random.default_rng(seed)
     shuffled = []
     for _ in range(SHUFFLES):
@@ -79,10 +80,12 @@ def budget(history: History, size: float, seed: int = 0) -> Budget:
             model = nights.learn(mixed[:-1], processes[:-1], family.within, size=options.size)
             judged.append(nights.judge(model, mixed[-1], processes[-1], options).worse.any())
         shuffled.append(any(judged))
+    reds = sum(any(mine.any() for mine in moved) for moved in in_order)
     return Budget(
-        Rate(sum(any(m.any() for m in moved) for moved in in_order), len(in_order)), Rate(sum(shuffled), len(shuffled)),
+        Rate(reds, len(in_order)),
+        Rate(sum(shuffled), len(shuffled)),
         [s for f in families for s in _sights(history, f, options)],
-    )  # fmt: skip
+    )
 
 
 def _options(families: list[Family], size: float) -> Options:

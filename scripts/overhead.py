@@ -122,20 +122,19 @@ def loop_against_bare(case: Case, seconds: float) -> list[float]:
     host = HostWatch(os.getpid())
     watch = Watch(host, work.device, Spent(work.device.meter()))
     by_hand = work.step if work.forward is None else straight(work.forward, case)
-    device = Alternating(work.device, work.step, by_hand)
-    budget = msgspec.structs.replace(
-        BUDGETS["quick"],
-        target_ci=0.0,
-        max_samples=10**9,
-        # Of the loop's own samples. The bare ones run for about half as long beside them.
-        max_seconds=seconds * 2 / 3,
-    )
-    taken = Loop(device, budget, watch=watch).throughput(device.counted)
-    # Samples 0, 2, 4, ... of the loop follow its first step and its trial step, which are calls
-    # 1-4 of synchronize: so the bare samples precede the loop's samples 1, 3, 5, ...
-    own, bare = taken.samples_s[0::2], device.bare_s[1:]
-    kept = range(taken.warmup_samples // 2 + 1, min(len(own), len(bare)))
-    return [own[i] / bare[i] for i in kept]
+    # As long as a case of the usual budget, again and again: looking for the end of warm-up and
+    # for enough samples costs more the more samples there are.
+    budget = msgspec.structs.replace(BUDGETS["quick"], target_ci=0.0)
+    ratios, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        device = Alternating(work.device, work.step, by_hand)
+        taken = Loop(device, budget, watch=watch).throughput(device.counted)
+        # Samples 0, 2, 4, ... of the loop follow its first step and its trial step, which are
+        # calls 1-4 of synchronize: so the bare samples precede the loop's samples 1, 3, 5, ...
+        own, bare = taken.samples_s[0::2], device.bare_s[1:]
+        kept = range(taken.warmup_samples // 2 + 1, min(len(own), len(bare)))
+        ratios += [own[i] / bare[i] for i in kept]
+    return ratios
 
 
 def forked_against_fresh(pairs: int) -> list[float]:
@@ -231,7 +230,9 @@ def in_a_process(case: Case, seconds: float) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=180, help="of each loop comparison")
-    parser.add_argument("--pairs", type=int, default=40, help="of forked and fresh workers")
+    parser.add_argument(
+        "--pairs", type=int, default=40, help="of forked and fresh workers; 0: none"
+    )
     parser.add_argument(
         "--engines", action="store_true", help="only each engine against its runtime's bare loop"
     )
@@ -240,8 +241,9 @@ def main() -> None:
         sys.exit(engines_against_bare(options.seconds))
     print(f"bench --help: median {help_seconds():.3f} s (target 0.2 s)", flush=True)
     one_more_case()
-    # First, while this process has loaded no torch: as the parent of a real run.
-    verdict("forked ÷ fresh worker, ResNet-18 32 px", forked_against_fresh(options.pairs))
+    if options.pairs:
+        # First, while this process has loaded no torch: as the parent of a real run.
+        verdict("forked ÷ fresh worker, ResNet-18 32 px", forked_against_fresh(options.pairs))
     for task in ("infer", "train"):
         # Small images make the steps short, which is harder for the harness.
         case = Case(task=task, image_size=64, batch_size=2)
