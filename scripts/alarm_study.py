@@ -217,12 +217,11 @@ def one(job: tuple[int, int, tuple[str, ...]]) -> dict[str, tuple[Array, int]]:
     rng = np.random.default_rng([which, seed])
     level = truth(world, rng)
     first = level + world.process(rng, level.size).reshape(level.shape)
-    return {
-        name: dataclasses.astuple(
-            RULES[name](level, first, world, np.random.default_rng([seed, 1]))
-        )
-        for name in rules
-    }
+    made = {}
+    for name in rules:
+        found = RULES[name](Seen(world, level, first, np.random.default_rng([seed, 1])))
+        made[name] = (found.red, found.extra)
+    return made
 
 
 def bounds(successes: int, count: int) -> str:

@@ -98,7 +98,8 @@ def straight(forward: Any, case: Case) -> Step:
     if hasattr(forward, "request"):
         infer: Step = forward.request.infer
         return infer
-    model = getattr(forward, "compiled", None) or getattr(forward, "run", None) or forward.model
+    ways = (getattr(forward, name, None) for name in ("compiled", "run", "model"))
+    model = next(way for way in ways if way is not None)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
     images = images.to(memory_format=torch.channels_last)
 

@@ -31,7 +31,7 @@ SIZE = 0.03  # the least change that is told
 FALSE_NIGHTS = 0.01  # promised: nights with any false finding, over all series
 INDEPENDENT = 12.0  # what the windows, the anchor and looking every night cost (alarm_study)
 SUSPECT_LEVEL, SUSPECT_SIZE = 0.005, 0.5  # a suspect's p and its share of SIZE
-STILL = 1 / 3  # share of SIZE that tonight alone must show
+STILL = 1 / 3  # share of the change, and of SIZE, that tonight alone must show
 LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
 FEWEST_WITHIN = 10  # degrees of freedom from which the processes' share of the noise is believed
 
@@ -232,18 +232,15 @@ class _Best:
             p, p_better = special.stdtr(freedom, -t), special.stdtr(freedom, t)
         if nights == 1:
             self.tonight = np.where(found.enough, found.effect, np.nan)
-        still = STILL * size
         with np.errstate(invalid="ignore"):
             sized, shrunk = found.effect >= size, found.effect <= -size
-            self.worse |= found.enough & sized & (p < level) & (self.tonight >= still)
-            self.better |= found.enough & shrunk & (p_better < level) & (self.tonight <= -still)
-            half = SUSPECT_SIZE * size
-            self.suspect |= (
-                found.enough
-                & (found.effect >= half)
-                & (p < SUSPECT_LEVEL)
-                & (self.tonight >= still)
-            )
+            odd = (found.effect >= SUSPECT_SIZE * size) & (p < SUSPECT_LEVEL)
+            # What was odd on earlier nights and is over is not told again.
+            still = np.abs(self.tonight) >= STILL * np.maximum(np.abs(found.effect), size)
+            lasts = found.enough & still & (self.tonight * found.effect > 0)
+            self.worse |= lasts & sized & (p < level)
+            self.better |= lasts & shrunk & (p_better < level)
+            self.suspect |= lasts & odd
         least = np.where(found.enough, np.minimum(p, p_better), 1.0)
         take = found.enough & (~self.any | (least < np.minimum(self.p, self.p_better)))
         for mine, theirs in (
