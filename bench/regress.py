@@ -131,7 +131,7 @@ def _resolve(frame: pd.DataFrame, run: str | None) -> str:
 
 def _empty(run_id: str, frame: pd.DataFrame) -> Night:
     """A run without a record of a case."""
-    mine = frame[frame["run_id"] == run_id]
+    mine = frame[(frame["run_id"] == run_id) & (frame["purpose"] == GRID)]
     simulated = not mine.empty and bool(mine["simulated"].astype(bool).all())
     why = (
         f"Run {run_id} is simulated: its times mean nothing."

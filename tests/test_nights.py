@@ -115,7 +115,8 @@ def test_nights_that_move_everything_are_one_accident() -> None:
     together = np.repeat(rng.normal(0, 0.015, (8, 1)), 50, axis=1)
     shared = nights.learn(together, np.ones((8, 50)), size=SIZE)
     apart = nights.learn(history(8, 50), np.ones((8, 50)), size=SIZE)
-    assert shared.shared > 0.9 > 0.2 > apart.shared
+    assert shared.shared > 0.9
+    assert apart.shared < 0.2
     options = Options(tests=50, size=SIZE)
     odd = np.full(50, 0.09)
     sure = [nights.judge(m, odd, np.ones(50), options).p.min() for m in (shared, apart)]

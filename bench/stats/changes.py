@@ -14,8 +14,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PRICE = 25.0  # of a change, in variances: two long segments that differ by 5 standard errors
-FEWEST = 3  # nights of a segment: a single odd night is no level
+# Of a change, in variances: two long levels differ by 5 standard errors, the latest night
+# alone by 5 standard deviations, a single night among others (two changes) by 7.
+PRICE = 25.0
 WORTH_LOOKING = 10  # nights
 
 
@@ -29,7 +30,7 @@ def changes(values: Array, sigma: float) -> list[int]:
     # Imported here: `bench compare` needs none of it.
     import ruptures
 
-    model = ruptures.KernelCPD(kernel="linear", min_size=FEWEST)
+    model = ruptures.KernelCPD(kernel="linear", min_size=1)
     scaled = (values - values.mean()) / sigma
     ends: list[int] = model.fit_predict(scaled.reshape(-1, 1), pen=PRICE)
     return ends[:-1]

@@ -14,6 +14,8 @@ t distribution with the excess kurtosis that residuals of all series show).
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ FALSE_NIGHTS = 0.01  # promised: nights with any false finding, over all series
 INDEPENDENT = 12.0  # what the windows, the anchor and looking every night cost (alarm_study)
 SUSPECT_LEVEL, SUSPECT_SIZE = 0.005, 0.5  # a suspect's p and its share of SIZE
 STILL = 1 / 3  # share of the change, and of SIZE, that tonight alone must show
+ALIKE = 3.0  # standard errors within which a level is the baseline's own again
 LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
 FEWEST_WITHIN = 10  # degrees of freedom from which the processes' share of the noise is believed
 
@@ -272,45 +275,66 @@ def _freedom(model: Model, nights: int) -> Array:
     return np.minimum(together, tail)
 
 
-def _levels(values: Array, accepted: Array, size: float) -> tuple[Array, Array, Array, Array]:
-    """Segment of each night; the reference segment; where the anchor starts; an open change.
+class _Levels(Struct):
+    """Of one series: segment of each night, reference segment, anchor's start, open change."""
 
-    A level that is worse by `size` or more is no baseline until it is accepted; any other
-    becomes the baseline when it has FEWEST_NIGHTS.
-    """
-    nights, series = values.shape
-    labels = np.zeros((nights, series), int)
-    reference, anchored = np.zeros(series, int), np.zeros(series, int)
-    changed = np.full(series, -1)
+    labels: Array
+    reference: int = 0
+    anchored: int = 0
+    changed: int = -1
+
+
+def _levels(values: Array, accepted: Array, size: float) -> tuple[Array, Array, Array, Array]:
+    """_Levels of every series as arrays."""
     sigma = np.maximum(changes.noise(values), LEAST_SIGMA)
-    for s in range(series):
-        where = np.flatnonzero(np.isfinite(values[:, s]))
-        known = values[where, s]
-        starts = [0, *changes.changes(known, float(sigma[s]))]
-        if accepted[s] >= 0:
-            begun = int(np.searchsorted(where, accepted[s]))
-            if 0 < begun < len(known):
-                starts = sorted({*starts, begun})
-        if len(starts) == 1:
+    found = [
+        _level(values[:, s], float(sigma[s]), int(accepted[s]), size)
+        for s in range(values.shape[1])
+    ]
+    empty = np.zeros((len(values), 0), int)
+    return (
+        np.column_stack([f.labels for f in found]) if found else empty,
+        np.array([f.reference for f in found], int),
+        np.array([f.anchored for f in found], int),
+        np.array([f.changed for f in found], int),
+    )
+
+
+def _level(values: Array, sigma: float, accepted: int, size: float) -> _Levels:
+    """A level that is worse by `size` or more is no baseline until it is accepted.
+
+    Any other becomes the baseline when it has FEWEST_NIGHTS; one that differs from the
+    baseline by no more than noise is the baseline going on.
+    """
+    where = np.flatnonzero(np.isfinite(values))
+    known = values[where]
+    made = _Levels(np.zeros(len(values), int))
+    starts = [0, *changes.changes(known, sigma)]
+    begun = int(np.searchsorted(where, accepted)) if accepted >= 0 else 0
+    if 0 < begun < len(known):
+        starts = sorted({*starts, begun})
+    level, nights = float(known[: [*starts[1:], len(known)][0]].mean()) if len(known) else 0.0, 0
+    for label, (start, end) in enumerate(itertools.pairwise([*starts, len(known)])):
+        first, count = int(where[start]) if len(where) else 0, end - start
+        mean = float(known[start:end].mean()) if count else level
+        free = 0 <= accepted <= first
+        alike = abs(mean - level) <= ALIKE * sigma * math.sqrt(
+            1 / max(count, 1) + 1 / max(nights, 1)
+        )
+        if label == 0 or (alike and not free):
+            made.labels[first:] = made.reference
+            made.changed, nights = -1, nights + count
             continue
-        ends = [*starts[1:], len(known)]
-        level = known[: ends[0]].mean()
-        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            first = where[start]
-            labels[first:, s] = number
-            if number == 0:
-                continue
-            mean = known[start:end].mean()
-            free = accepted[s] >= 0 and first >= accepted[s]
-            if mean - level >= size and not free:
-                changed[s] = first
-            elif end - start >= FEWEST_NIGHTS or free:
-                if level - mean >= size or (free and first == accepted[s]):
-                    anchored[s] = first
-                reference[s], level, changed[s] = number, mean, -1
-            else:
-                changed[s] = -1
-    return labels, reference, anchored, changed
+        made.labels[first:] = label
+        if mean - level >= size and not free:
+            made.changed = first
+        elif count >= FEWEST_NIGHTS or free:
+            if level - mean >= size or first == accepted:
+                made.anchored = first
+            made.reference, level, nights, made.changed = label, mean, count, -1
+        else:
+            made.changed = -1
+    return made
 
 
 def _residuals(values: Array, weights: Array, labels: Array) -> tuple[Array, Array, Array]:
