@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from bench import store
 from bench.cli import main
 from bench.schema import Case, Record
 from tests.conftest import Bench, Done
@@ -298,3 +302,90 @@ def test_the_report_shows_the_night_and_escapes_what_it_says(bench: Bench, tmp_p
     assert "is RED" in page
     assert evil not in page
     assert (out / "nights.png").stat().st_size > 10_000
+
+
+TINY_NIGHT = """
+repeats = 2
+[budget_overrides]
+max_seconds = 0.6
+min_seconds = 0.2
+latency_seconds = 0.2
+[[cases]]
+model = ["resnet18"]
+image_size = [32]
+batch_size = [1, 2]
+threads = [1]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("really", [True, False])
+def test_suspects_are_measured_again_and_only_what_stands_is_red(
+    tmp_path: Path, really: bool
+) -> None:
+    """Real nights: the history is faster than this machine, or tonight's record alone is slow."""
+    plan = tmp_path / "tiny.toml"
+    plan.write_text(TINY_NIGHT)
+    results = tmp_path / "results"
+    tonight = run_id(LAST)
+    command = [sys.executable, "-m", "bench"]
+    done = subprocess.run(
+        [*command, "run", "--plan", str(plan), "--device", "cpu", "--run-id", tonight,
+         "--results", str(results)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    real = store.records(results, tonight)
+    shutil.rmtree(results)
+    pretend(results, real, tonight, really=really)
+    done = subprocess.run(
+        [*command, "regress", "--results", str(results), "--run", tonight, "--min-effect", "30%",
+         "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    night = json.loads(done.stdout)
+    again = [r for r in store.records(results, tonight) if r.purpose == "confirm"]
+    slow, other = sorted({r.case_id for r in real if r.purpose == "grid"})
+    assert {r.case_id for r in again} == {slow, other}  # the suspect and its control
+    assert all(r.worker == "fresh" for r in again)
+    assert night["confirmed"]
+    reds = {f["case_id"] for f in night["findings"] if f["colour"] == "red"}
+    assert reds == ({slow} if really else set())
+    assert done.returncode == int(really)
+    if really:
+        # The first round, the suspect before its control; the second, the other way round.
+        assert [r.case_id for r in again[:4]] == [slow, other, other, slow]
+
+
+def pretend(results: Path, real: list[Record], tonight: str, *, really: bool) -> None:
+    """Earlier nights made of tonight's records; the first case differs by a factor of 3.
+
+    really: the nights before were faster, so that this machine is slow. Else only tonight's
+    records are, and measuring again shows the old speed.
+    """
+    slow = min(r.case_id for r in real if r.purpose == "grid")
+    index = 0
+    results.mkdir()
+    for number in range(LAST + 1):
+        for one in real:
+            factor = 1 + 0.002 * (number % 5)
+            if one.case_id == slow:
+                factor *= 3 if really and number < LAST else 1
+                factor /= 3 if not really and number == LAST else 1
+            m = one.measurement
+            rate, p50, first = m.throughput_images_per_s, m.latency_p50_ms, m.first_step_s
+            assert rate
+            made = msgspec.structs.replace(
+                one,
+                run_id=run_id(number),
+                started_at=one.started_at - timedelta(days=LAST - number),
+                measurement=msgspec.structs.replace(
+                    m,
+                    throughput_images_per_s=rate * factor,
+                    latency_p50_ms=p50 and p50 / factor,
+                    first_step_s=first and first / (factor if one.case_id != slow else 1),
+                ),
+            )
+            store.append(results, made, index)
+            index += 1

@@ -34,6 +34,7 @@ FALSE_NIGHTS = 0.01  # promised: nights with any false finding, over all series
 INDEPENDENT = 12.0  # what the windows, the anchor and looking every night cost (alarm_study)
 SUSPECT_LEVEL, SUSPECT_SIZE = 0.005, 0.5  # a suspect's p and its share of SIZE
 STILL = 1 / 3  # share of the change, and of SIZE, that tonight alone must show
+FEWEST_LEVEL = 3  # nights; fewer that are over again were odd ones
 ALIKE = 3.0  # standard errors within which a level is the baseline's own again
 LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
 FEWEST_WITHIN = 10  # degrees of freedom from which the processes' share of the noise is believed
@@ -271,7 +272,7 @@ def _freedom(model: Model, nights: int) -> Array:
             model.shared**2 / max(model.nights - 1, 1) + (1 - model.shared) ** 2 / model.freedom
         )
     # The excess kurtosis of a mean of n is an n-th of one's.
-    tail = np.inf if np.isinf(model.tail) else 4 + (model.tail - 4) * nights
+    tail = np.inf if np.isinf(model.tail) else 4 + (model.tail - 4) * math.sqrt(nights)
     return np.minimum(together, tail)
 
 
@@ -321,7 +322,8 @@ def _level(values: Array, sigma: float, accepted: int, size: float) -> _Levels:
         alike = abs(mean - level) <= ALIKE * sigma * math.sqrt(
             1 / max(count, 1) + 1 / max(nights, 1)
         )
-        if label == 0 or (alike and not free):
+        odd = count < FEWEST_LEVEL and end < len(known)  # a part of the spread, no level
+        if label == 0 or ((alike or odd) and not free):
             made.labels[first:] = made.reference
             made.changed, nights = -1, nights + count
             continue
