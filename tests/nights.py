@@ -13,10 +13,11 @@ from bench.findings import Finding, Night
 FIRST = datetime(2026, 1, 1, 2, 30, tzinfo=UTC)
 NASTY = [
     "|", "\\", "\\|", "`", "```", "<b>", "</pre>", "</code>", "<img src=x>", "<!channel>", "<@U1>",
-    "<!--", "]]>", "@team", "@everyone", "a@b.c", "#12", "&amp;", "&", "&lt", "%0A", "%", ":", ",",
+    "<!--", "]]>", "@team", "@everyone", "a@b.c", "#12", "GH-7", "&amp;", "&", "&lt", "%0A",
+    "%", ":", ",",
     "::error::", "::", "\n", "\r\n", "\n\n", "\r", "\n- ", "\n::set-env name=a::b", "\x00",
-    "\x1b[2J", "\x85", "\u2028", "\u202e", "\ufffe", "\ud800", "[a](b)", "![x](y)", "[ ] ", "https://a.b/c",
-    "www.a.b", "- ", "# ", "1. ", "---", "===", "***", "~~", "$x$", "_x_", "*x*",
+    "\x1b[2J", "\x85", "\u2028", "\u202e", "\ufffe", "\ud800", "[a](b)", "![x](y)", "[ ] ",
+    "https://a.b/c", "www.a.b", "- ", "# ", "1. ", "---", "===", "***", "~~", "$x$", "_x_", "*x*",
     '"', "'", " ", "x",
 ]  # fmt: skip
 hostile = st.one_of(

@@ -27,7 +27,7 @@ HEAD = "| | case | metric | before → now | change (99 % interval) | since | wh
 
 # A character reference is never markup (CommonMark 0.31, 2.5). A zero-width space after @ and #
 # keeps GitHub from notifying people and from linking issues; Renovate does the same.
-ESCAPED = re.compile(r"[\\`*_\[\]<>|~&$]|(?P<apart>[@#]|:(?=//)|(?i:www)(?=\.))")
+ESCAPED = re.compile(r"[\\`*_\[\]<>|~&$]|(?P<apart>[@#]|:(?=//)|(?i:www)(?=\.)|\b(?i:gh)(?=-\d))")
 LEADING = re.compile(r"^(\d*)([-+=.)])")
 
 

@@ -45,7 +45,8 @@ def render(night: Night, earlier: list[Night]) -> str:
         return ""
     text = _escaped(night.headline + (" (after a red night)" if recovered else ""))
     first = f"{ICONS[night.colour]} *{text}*\n{_escaped(counts(night))}"
-    texts = [first, *(_escaped(note) for note in night.notes[:5])]
+    # Slack refuses a message with an empty text in it.
+    texts = [first, *filter(None, map(_escaped, night.notes[:5]))]
     left = ALL - sum(map(len, texts))
     found = ordered(night)
     for place, finding in enumerate(found):
@@ -101,6 +102,7 @@ def _post(url: str, text: str, timeout_s: float) -> _Failure | None:
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout_s):
             return None
     except urllib.error.HTTPError as error:
+        error.close()
         return _Failure(f"the webhook answered {error.code}", error.code >= 500)
     except (ValueError, http.client.InvalidURL):
         return _Failure("the webhook's address cannot be used", False)
@@ -117,8 +119,9 @@ def _finding(finding: Finding) -> str:
     parts.append(_escaped(finding.reason))
     parts += [f"First suspect: {_escaped(finding.causes[0])}"] if finding.causes else []
     command = plain(finding.command or "")
-    if command and len(command) <= 400:
-        parts.append(f"`{command.translate(ESCAPED).replace('`', chr(39))}`")
+    # Half a command is a wrong one, and so is one in which an invisible space was put after an @.
+    if command and len(command) <= 400 and not set(command) & set("@`"):
+        parts.append(f"`{command.translate(ESCAPED)}`")
     return "\n".join(parts)
 
 
