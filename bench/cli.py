@@ -439,6 +439,10 @@ def regress_command(
     no_confirm: Annotated[
         bool, option("--no-confirm", panel=HARD, text="Judge by history alone; measure nothing.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        option("--out", panel=WHERE, text="Folder for nightly.md, junit.xml and feed.xml; tells."),
+    ] = None,
     self_test: Annotated[
         bool,
         option("--self-test", panel=HARD, text="Only say how often this history cries wolf."),
@@ -464,6 +468,7 @@ def regress_command(
         against=against,
         size=size,
         confirm_s=None if no_confirm else request.seconds(confirm_budget, "--confirm-budget"),
+        out=out,
         json=json,
     )
     raise typer.Exit(regress.execute(asked))

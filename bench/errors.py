@@ -8,6 +8,7 @@ BenchError            a sentence for the person at the keyboard
 Unproven              a case ran but is not what it claims; becomes `failed`
 DeviceLost            the device is gone; becomes `failed`
 Refused               a case cannot run here; becomes a `skipped` record
+Untold                an outlet did not take a night's judgement; becomes a sentence
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class DeviceLost(Exception):
 
 class Refused(Exception):
     """A case cannot run here. The message is the reason stored in its record."""
+
+
+class Untold(Exception):
+    """An outlet did not take a night's judgement. The message says why, and holds no secret."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> WrongUse:

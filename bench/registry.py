@@ -21,6 +21,7 @@ FOLDERS = {
     "recipes": ("recipes", "*.py"),
     "charts": ("charts", "*.py"),
     "plans": ("plans", "*.toml"),
+    "outlets": ("outlets", "*.py"),
 }
 
 

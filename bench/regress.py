@@ -20,6 +20,7 @@ from bench import (
     judging,
     runner,
     store,
+    tell,
     words,
 )
 from bench.errors import NothingToReport, WrongUse
@@ -41,17 +42,22 @@ class Request(Struct, frozen=True, kw_only=True):
     against: str | None
     size: float
     confirm_s: float | None
+    out: Path | None
     json: bool
 
 
 def execute(asked: Request) -> int:
     """Judge, keep and tell. Returns 0, 1 (red) or 3 (nothing to judge); raises BenchError."""
     night = judge(asked)
+    earlier = [n for n in findings.nights(asked.results) if n.plan == night.plan]
     findings.save(asked.results, night)
     if asked.json:
         print(msgspec.json.encode(night).decode())
     else:
-        tell(night)
+        show(night)
+    if asked.out is not None:
+        for sentence in tell.everything(night, earlier, asked.out):
+            print(sentence, file=sys.stderr)
     return exit_code(night)
 
 
@@ -291,7 +297,7 @@ def accept(results: Path, case: str, reason: str) -> Accepted:
     return one
 
 
-def tell(night: Night) -> None:
+def show(night: Night) -> None:
     """The headline, the findings, what they may come from, the counts."""
     from rich.console import Console
     from rich.text import Text

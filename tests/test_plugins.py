@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def extended(tmp_path: Path) -> dict[str, str]:
     copy = tmp_path / "copy"
     shutil.copytree(TOP / "bench", copy / "bench", ignore=shutil.ignore_patterns("__pycache__"))
     blocks = BLOCK.findall((TOP / "CONTRIBUTING.md").read_text())
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for name, code in blocks:
         path = copy / name
         path.parent.mkdir(exist_ok=True)
@@ -33,8 +35,25 @@ def extended(tmp_path: Path) -> dict[str, str]:
 def test_examples_are_listed(bench: Bench, extended: dict[str, str]) -> None:
     """`bench list` knows them by the first line of their docstring."""
     out = bench("list", env=extended).out
-    for line in ("SGD on the signs", "Uniformly grey", "TorchScript traces", "Set-up time of each"):
+    lines = ["SGD on the signs", "Uniformly grey", "TorchScript traces", "Set-up time of each"]
+    for line in [*lines, "One word for a lamp"]:
         assert line in out
+
+
+def test_the_example_of_an_outlet_tells(extended: dict[str, str], tmp_path: Path) -> None:
+    """`bench.tell` uses an outlet that nobody told it about."""
+    code = (
+        "from datetime import UTC, datetime; from pathlib import Path\n"
+        "from bench import findings, tell\n"
+        "then = datetime(2026, 1, 1, tzinfo=UTC)\n"
+        "words = {'run_id': 'a', 'plan': 'p', 'colour': 'red'}\n"
+        "night = findings.Night(**words, started_at=then, judged_at=then)\n"
+        "assert tell.everything(night, [], Path('out')) == []\n"
+    )
+    gone = ("BENCH_WEBHOOK_URL", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS")
+    env = {k: v for k, v in os.environ.items() if k not in gone} | extended
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "out/lamp.txt").read_text() == "red\n"
 
 
 @pytest.mark.slow
