@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -291,6 +292,7 @@ class Column(Struct, frozen=True):
 PREFIXES = {"budget": "budget_"}  # `name` alone would not say whose name it is
 
 
+@cache
 def columns(struct: type[Struct] = Record) -> tuple[Column, ...]:
     """Every column in order, from the annotations of `struct`, nested nouns flattened."""
     return tuple(_walk(struct, (), ""))
