@@ -60,7 +60,7 @@ RESULTS = (
 
 COLUMNS = [
     "run_id", "plan", "planned", "case_id", "round", "purpose", "started_at", "status", "reason",
-    "device_name", "machine_fingerprint", "simulated",
+    "device_name", "machine_fingerprint", "simulated", "contaminated",
     *(m.column for m in METRICS), *(r.column for r in RESULTS),
 ]  # fmt: skip
 # throughput of the sentinel is rounds a second: a metric of the machine.

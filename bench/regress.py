@@ -115,10 +115,12 @@ def judge(asked: Request) -> Night:
 def _read(results: Path) -> pd.DataFrame:
     if not results.is_dir():
         raise NothingToReport(f"There is no results folder {results}; measure first: bench run.")
-    frame = store.summary(results, history.COLUMNS)
-    if frame.empty:
+    found = store.summary(results, history.COLUMNS)
+    for sentence in found.passed_over:
+        print(f"Note: {sentence}", file=sys.stderr)
+    if found.frame.empty:
         raise NothingToReport(f"No usable record in {results}; measure first: bench run.")
-    return frame
+    return found.frame
 
 
 def _resolve(frame: pd.DataFrame, run: str | None) -> str:

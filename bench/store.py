@@ -118,13 +118,6 @@ def _sentences(passed_over: dict[str, str]) -> list[str]:
     return [f"{os.path.basename(p)}: {passed_over[p]}; passed over" for p in sorted(passed_over)]
 
 
-def summary(folder: Path, columns: list[str]) -> pd.DataFrame:
-    """Some columns of all records, and whether others disturbed most of each."""
-    frame = read(folder, [*columns, "warnings"]).frame
-    frame["contaminated"] = ["contaminated" in w for w in frame["warnings"]]
-    return frame
-
-
 def read_some(folder: Path) -> Found:
     """All records below `folder`. Raises NothingToReport where there are none."""
     if not folder.is_dir():
