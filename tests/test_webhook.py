@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -206,6 +207,7 @@ def test_the_message_is_within_slacks_limits(words: str) -> None:
     texts = [b["text"]["text"] for b in sent["blocks"]]
     assert 3 < len(texts) <= 50
     assert max(map(len, texts)) <= 3_000
+    assert not any(re.search(r"&(?!amp;|lt;|gt;)", text) for text in texts)
     assert sum(map(len, texts)) <= 13_000
     said = [t for t in texts if t.startswith("🔴")]
     assert texts[-1] == f"… and {200 - (len(said) - 1)} more."

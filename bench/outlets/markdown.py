@@ -27,7 +27,7 @@ HEAD = "| | case | metric | before → now | change (99 % interval) | since | wh
 
 # A character reference is never markup (CommonMark 0.31, 2.5). A zero-width space after @ and #
 # keeps GitHub from notifying people and from linking issues; Renovate does the same.
-ESCAPED = re.compile(r"[\\`*_\[\]<>|~&$]|(?P<apart>[@#]|:(?=//)|(?i:www)(?=\.)|\b(?i:gh)(?=-\d))")
+ESCAPED = re.compile(r"[\\`*_\[\]<>|~&$]|(?P<apart>[@#]|:(?=//)|(?i:www)(?=\.)|(?i:gh)(?=-\d))")
 LEADING = re.compile(r"^(\d*)([-+=.)])")
 
 
@@ -85,13 +85,13 @@ def prose(text: str, most: int = 300) -> str:
 def code(text: str | None, most: int = 200) -> str:
     """Text as code. A dash for none.
 
-    In a table a pipe splits code as well, and readers do not agree on what a backslash before
-    it means; such text is written in references.
+    In a table a pipe splits code as well, and readers do not agree on what two backslashes
+    before it mean; such text is written in references.
     """
     line = clipped(text or "", most)
     if not line:
         return words.DASH
-    return f"<code>{prose(line, most)}</code>" if set(line) & set("`|\\") else f"`{line}`"
+    return f"<code>{prose(line, most)}</code>" if set(line) & set("`|") else f"`{line}`"
 
 
 def _row(finding: Finding) -> str:
