@@ -27,7 +27,7 @@ from bench.errors import NothingToReport, WrongUse
 from bench.findings import Accepted, Colour, Finding, Night
 from bench.history import History
 from bench.judging import Against, Judgement
-from bench.schedules import GRID
+from bench.schedules import CONFIRM, GRID
 from bench.schema import Record
 
 CAUSES = 4  # told of each finding
@@ -100,6 +100,7 @@ def judge(asked: Request) -> Night:
             frame = _read(asked.results)
             found = history.of(frame, run_id) or found
             judgement = judging.judge(found, chosen, accepted, asked.size)
+            notes += _disturbed(found)
     told = [
         *judging.lost(found, frame, green, accepted),
         *judging.differing(found, accepted),
@@ -194,6 +195,16 @@ def _night(
         inconclusive=series - judged, against=chosen.words, nights=len(found.runs) - 1,
         confirmed=confirmed, notes=notes,
     )  # fmt: skip
+
+
+def _disturbed(found: History) -> list[str]:
+    """A sentence where others disturbed what was measured to confirm."""
+    rows = found.rows
+    mine = rows[(rows["night"] == found.tonight) & (rows["purpose"] == CONFIRM)]
+    count = int(mine["contaminated"].astype(bool).sum())
+    if not count:
+        return []
+    return [f"Others disturbed {count} of {len(mine)} confirming measurements: they do not count."]
 
 
 def _explained(

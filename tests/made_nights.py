@@ -73,7 +73,7 @@ def make(
             rows.append(store.row(msgspec.structs.replace(one, started_at=at)))
     # One file: what `bench compact` leaves, and hundreds of times faster to read.
     table = pa.Table.from_pylist(rows, schema=store.arrow_schema())
-    pq.write_table(table, folder / f"made-{seed}.parquet")
+    pq.write_table(table, folder / f"2026-10-{seed:012x}-{nights:012x}.parquet")
     return folder
 
 
