@@ -93,7 +93,7 @@ def _measure(asked: Request, plan: planning.Plan, found: ready.Ready) -> int:
         raise
     # A resumed run is told and judged whole.
     whole = [r for r in store.records(asked.results, run_id) if r.purpose != sentinel.PURPOSE]
-    frame = store.read(asked.results, analysis.NOTE_COLUMNS).frame
+    frame = store.of_run(asked.results, run_id, analysis.NOTE_COLUMNS)
     notes = [*analysis.machine_changes(frame, {run_id}), *analysis.largest_batches(frame, {run_id})]
     told = whole if records else []
     summary.tell(told, asked.results, notes, json=asked.json, interrupted=False)

@@ -1,4 +1,4 @@
-"""Record ↔ Parquet. The only file that knows pyarrow.
+"""Record ↔ Parquet: written one by one, read as frames or as records again.
 
 One file a record, named after its run, so that folders of several machines
 merge by copying. A file appears whole or not at all: it is written under a
@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from datetime import datetime
-from functools import cache
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench import sentinel
+from bench import sentinel, tables
 from bench.errors import CannotStore, NothingToReport, WrongUse
-from bench.schema import SCHEMA_VERSION, Key, Record, Tried, columns, tried
+from bench.schema import Key, Record, Tried, columns, tried
+from bench.tables import TEMPORARY, arrow_schema, sync
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-TEMPORARY = ".partial-"  # without .parquet at its end, so that no reader takes it for a record
+CONTAMINATED = "contaminated"  # a column of `summary`: whether `warnings` holds this code
 
 
 class Found(msgspec.Struct):
@@ -33,27 +32,6 @@ class Found(msgspec.Struct):
 
     frame: pd.DataFrame
     passed_over: list[str]
-
-
-@cache
-def arrow_schema() -> pa.Schema:
-    """The Arrow schema, derived from the nouns."""
-    import pyarrow as pa
-
-    kinds = {
-        bool: pa.bool_(),
-        int: pa.int64(),
-        float: pa.float64(),
-        str: pa.string(),
-        datetime: pa.timestamp("us", tz="UTC"),
-        list[str]: pa.list_(pa.string()),
-        list[float]: pa.list_(pa.float64()),
-    }
-    fields = [
-        pa.field(c.name, kinds[c.type], c.nullable, {"description": c.description})
-        for c in columns()
-    ]
-    return pa.schema(fields)
 
 
 def row(record: Record) -> dict[str, Any]:
@@ -92,7 +70,7 @@ def append(folder: Path, record: Record, index: int) -> Path:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_folder(folder)
+        sync(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -105,37 +83,39 @@ def append(folder: Path, record: Record, index: int) -> Path:
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read(folder: Path, only: list[str] | None = None) -> Found:
     """All records below `folder`, oldest first, as a pandas frame with every column.
 
     Files that are corrupt, foreign or from a newer schema are passed over and named.
     `only` limits the columns that are read. Columns an older file lacks are null.
     """
-    import pandas as pd
-    import pyarrow as pa
+    return _read(lambda: tables.below(folder), only)
 
-    schema = arrow_schema()
-    if only is not None:
-        schema = pa.schema([schema.field(name) for name in only])
-    tables, passed_over = [], []
-    for path in sorted(folder.rglob("*.parquet")):
-        try:
-            tables.append(_conform(path, schema))
-        except _Unusable as reason:
-            passed_over.append(f"{path.name}: {reason}; passed over")
-    whole = pa.concat_tables(tables) if tables else schema.empty_table()
-    frame = whole.to_pandas(timestamp_as_object=False)
-    if "started_at" in frame:
-        frame = frame.sort_values("started_at", kind="stable")
-    return Found(pd.DataFrame(frame).reset_index(drop=True), passed_over)
+
+def of_run(folder: Path, run_id: str, only: list[str] | None = None) -> pd.DataFrame:
+    """The records of one run, oldest first; reads the files that can hold them, no others."""
+    return _read(lambda: tables.of_run(folder, run_id), only, run_id).frame
+
+
+def _read(
+    listing: Callable[[], Iterable[str]], only: list[str] | None, run_id: str | None = None
+) -> Found:
+    import pandas as pd
+
+    whole = tables.arrow_schema()
+    names = whole.names if only is None else only
+    # A record that is in two files for a moment is told by its key.
+    schema = tables.schema_of([*names, *tables.KEY, "started_at"])
+    table, passed_over = tables.gather(
+        listing, lambda path: tables.load(path, schema, run_id=run_id), tables.empty(schema)
+    )
+    frame = table.to_pandas(timestamp_as_object=False)
+    frame = frame.sort_values(["started_at", "run_id"]).drop_duplicates(tables.KEY)
+    return Found(pd.DataFrame(frame[names]).reset_index(drop=True), _sentences(passed_over))
+
+
+def _sentences(passed_over: dict[str, str]) -> list[str]:
+    return [f"{os.path.basename(p)}: {passed_over[p]}; passed over" for p in sorted(passed_over)]
 
 
 def read_some(folder: Path) -> Found:
@@ -149,51 +129,79 @@ def read_some(folder: Path) -> Found:
     return found
 
 
-class _Unusable(Exception):
-    """Why a file is passed over."""
+def summary(folder: Path, columns: list[str], plan: str | None = None) -> Found:
+    """Some columns of all records, or of a plan's, oldest first, for millions of them.
+
+    Strings are pandas Categoricals, unknown ones -1; the column `contaminated` is made of
+    `warnings`. Columns that are no lists take a few bytes a record each.
+    """
+    stored = ["warnings" if name == CONTAMINATED else name for name in columns]
+    of_plan = [] if plan is None else ["plan"]
+    schema = tables.schema_of([*stored, *of_plan, *tables.KEY, "started_at"])
+
+    def wanted(table: pa.Table) -> pa.Table:
+        import pyarrow.compute as pc
+
+        if plan is not None:
+            table = table.filter(pc.equal(table["plan"], plan))
+        if CONTAMINATED in columns:
+            table = table.append_column(CONTAMINATED, _holding(table["warnings"], CONTAMINATED))
+        names = dict.fromkeys([*columns, *tables.KEY, "started_at"])
+        return table.select(list(names))
+
+    table, passed_over = tables.gather(
+        lambda: tables.below(folder),
+        lambda path: wanted(tables.load(path, schema, coded=True)),
+        wanted(tables.empty(schema, coded=True)),
+    )
+    # Each column is given up as soon as pandas has it: all of them twice would be too much.
+    left = {name: table[name] for name in table.column_names}
+    del table
+    return Found(_small_frame(left, columns), _sentences(passed_over))
 
 
-def _conform(path: Path, schema: pa.Schema) -> pa.Table:
+def _holding(lists: pa.ChunkedArray, code: str) -> pa.ChunkedArray:
+    """Of each list of strings whether `code` is in it; an unknown list holds nothing."""
+    import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.compute as pc
 
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise _Unusable(f"not readable as Parquet ({str(error).splitlines()[0][:80]})") from error
-    if not {"schema_version", "run_id", "case_id"} <= set(table.column_names):
-        raise _Unusable("Parquet, but not a benchmark record")
-    newest = pa.compute.max(table["schema_version"]).as_py()
-    if not isinstance(newest, int):
-        raise _Unusable("its schema_version is not a number")
-    if newest > SCHEMA_VERSION:
-        raise _Unusable(
-            f"written with schema {newest}, this version reads up to {SCHEMA_VERSION}; "
-            "upgrade resnet-bench to read it"
-        )
-    absent = {c.name: c.default for c in columns() if c.name not in table.column_names}
-    for field in schema:
-        if not field.nullable and absent.get(field.name) is msgspec.NODEFAULT:
-            raise _Unusable(f"not a whole record, it lacks {field.name}")
-    try:
-        parts = [
-            table[f.name].cast(f.type)
-            if f.name in table.column_names
-            else _filled(absent[f.name], len(table), f)
-            for f in schema
-        ]
-        # Nullability is a promise of the writer; a reader takes what older files hold.
-        fields = [f.with_nullable(True) for f in schema]
-        return pa.table(parts, schema=pa.schema(fields))
-    except pa.ArrowException as error:
-        raise _Unusable(f"a column has another type ({str(error).splitlines()[0][:80]})") from error
+    chunks = []
+    for chunk in lists.chunks:
+        found = np.zeros(len(chunk), bool)
+        inside = pc.list_parent_indices(chunk).filter(pc.equal(pc.list_flatten(chunk), code))
+        found[inside.to_numpy()] = True
+        chunks.append(pa.array(found))
+    return pa.chunked_array(chunks, pa.bool_())
 
 
-def _filled(default: Any, count: int, field: pa.Field) -> pa.Array:
-    """A column older than the file: what was not measured is null, a case was the default one."""
+def _small_frame(left: dict[str, pa.ChunkedArray], columns: list[str]) -> pd.DataFrame:
+    """Some of the columns, each row once, oldest first. Takes them out of `left`."""
+    import numpy as np
+    import pandas as pd
+
+    order = np.argsort(left["started_at"].to_numpy(), kind="stable")
+    key = np.zeros(len(order), np.int64)
+    for name in tables.KEY:
+        codes, values = pd.factorize(_values(left[name]))
+        key = key * len(values) + codes
+    order = order[~pd.Series(key[order]).duplicated().to_numpy()]
+    del key, codes
+    made = {}
+    for name in list(left):
+        column = left.pop(name)
+        if name in columns:
+            made[name] = _values(column)[order]
+    return pd.DataFrame(made, columns=columns, copy=False)
+
+
+def _values(column: pa.ChunkedArray) -> Any:
+    """A column as the array pandas keeps it in."""
     import pyarrow as pa
 
-    return pa.array([None if field.nullable else default] * count, field.type)
+    if pa.types.is_dictionary(column.type):
+        column = column.unify_dictionaries()
+    return column.to_pandas(timestamp_as_object=False).array
 
 
 def unfinished_run(
@@ -207,8 +215,7 @@ def unfinished_run(
     Only rows that agree with `machine` (column -> value) count: a run copied here
     from another machine must not be finished on this one.
     """
-    columns = ["run_id", "plan_hash", *machine]
-    frame = read(folder, columns).frame
+    frame = summary(folder, ["run_id", "plan_hash", *machine]).frame
     keep = frame["plan_hash"] == plan_hash
     for name, value in machine.items():
         keep &= frame[name].isna() if value is None else frame[name] == value
@@ -221,11 +228,18 @@ def unfinished_run(
 
 def records(folder: Path, run_id: str) -> list[Record]:
     """All records of a run, oldest first; what cannot be read is passed over."""
-    found = []
-    for path in folder.rglob(f"{run_id}-*.parquet"):
-        with contextlib.suppress(_Unusable, msgspec.ValidationError):
-            found += [_record(values) for values in _conform(path, arrow_schema()).to_pylist()]
-    return sorted(found, key=lambda record: record.started_at)
+    schema = arrow_schema()
+    table, _ = tables.gather(
+        lambda: tables.of_run(folder, run_id),
+        lambda path: tables.load(path, schema, run_id=run_id),
+        tables.empty(schema),
+    )
+    found: dict[Key, Record] = {}
+    for values in table.sort_by("started_at").to_pylist():
+        with contextlib.suppress(msgspec.ValidationError):
+            record = _record(values)
+            found.setdefault((record.case_id, record.round, record.purpose), record)
+    return list(found.values())
 
 
 def _record(values: dict[str, Any]) -> Record:
@@ -241,19 +255,18 @@ def _record(values: dict[str, Any]) -> Record:
 
 def host_peaks(folder: Path, run_id: str) -> dict[str, float]:
     """What the sentinel of a run measured as the host's peaks: column -> TFLOP/s."""
-    names = ["gemm_fp32_tflops", "gemm_bf16_tflops"]
-    frame = read(folder, ["run_id", *names]).frame
-    most = frame[frame["run_id"] == run_id][names].max()
+    most = of_run(folder, run_id, ["gemm_fp32_tflops", "gemm_bf16_tflops"]).max()
     return {str(name): float(value) for name, value in most.dropna().items()}
 
 
 def statuses(folder: Path, run_id: str) -> set[str]:
     """The statuses of a run's cases, its sentinel not included."""
-    frame = read(folder, ["run_id", "status", "purpose"]).frame
-    return set(sentinel.without(frame[frame["run_id"] == run_id])["status"])
+    return set(sentinel.without(of_run(folder, run_id, ["status", "purpose"]))["status"])
 
 
 def next_index(folder: Path, run_id: str) -> int:
-    """The number after the highest that a file of this run has."""
-    numbers = [p.stem.removeprefix(f"{run_id}-") for p in folder.rglob(f"{run_id}-*.parquet")]
-    return max((int(n) + 1 for n in numbers if n.isdigit()), default=0)
+    """A number no file of this run has, nor had before it was merged: more than any."""
+    names = (os.path.basename(path) for path in tables.of_run(folder, run_id))
+    numbers = [name.removeprefix(f"{run_id}-").removesuffix(tables.SUFFIX) for name in names]
+    past = max((int(n) + 1 for n in numbers if n.isdigit()), default=0)
+    return max(past, len(of_run(folder, run_id, ["run_id"])))
