@@ -25,6 +25,10 @@ Exit codes: 0 at least one case measured and none failed; 1 a regression or a fa
 comparison; 2 wrong use; 3 nothing could be measured; 4 a case failed or timed out;
 130 interrupted, results kept.
 """
+COMPACT_EXIT_CODES = """\
+Exit codes: 0 merged, or nothing to do; 2 wrong use; 3 no usable record; 4 the merged file
+could not be written or did not read back, nothing is lost; 130 interrupted, nothing is lost.
+"""
 
 NIGHT_CODES = """\
 Exit codes: 0 no regression; 1 a red night; 2 wrong use; 3 nothing to judge by yet.
@@ -485,6 +489,18 @@ def accept_command(
 
     one = regress.accept(results, case, reason)
     typer.echo(f"Accepted by {one.who}: {one.case_id} from run {one.run_id} on ({one.reason}).")
+
+
+@app.command("compact", cls=Grouped, epilog=COMPACT_EXIT_CODES)
+def compact_command(results: Results = DEFAULT_RESULTS) -> None:
+    """Merge the records of finished runs into one file a month and machine.
+
+    Every command reads merged and single records alike. Nothing is deleted before the
+    merged file has been read back and holds every value. Safe to interrupt and to repeat.
+    """
+    from bench import compaction
+
+    typer.echo(compaction.tell(compaction.compact(results)))
 
 
 @app.command("list")

@@ -108,9 +108,8 @@ def prepare(plan: Plan, *, full: bool = False, fetch: bool = True, foresee: bool
 def again(plan: Plan, cases: list[Case]) -> Ready:
     """Cases of a record, met by this machine: which devices are here, which cases are refused."""
     devices = list(dict.fromkeys(c.device for c in cases))
-    answer = processes.ask(
-        "bench.preflight", msgspec.json.encode(["survey", [devices, False, True]])
-    )
+    question = msgspec.json.encode(["survey", [devices, False, True]])
+    answer = processes.ask("bench.preflight", question)
     survey = msgspec.json.decode(answer, type=Survey)
     refusals = {c.case_id: survey.absent[c.device] for c in cases if c.device in survey.absent}
     present = [Planned(c) for c in cases if c.device not in survey.absent]

@@ -138,7 +138,20 @@ def load(
         import pyarrow.compute as pc
 
         table = table.filter(pc.equal(table["run_id"], run_id))
-    return table
+    return _outside(table) if coded and len(table) > TOGETHER else table
+
+
+def _outside(table: pa.Table) -> pa.Table:
+    """A copy that Arrow's own allocator has no part in.
+
+    It keeps twice what it is asked for, and what it keeps NumPy cannot use again.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = table.unify_dictionaries()  # each row group comes with its own
+    return pc.take(table, pa.array(np.arange(len(table))), memory_pool=pa.system_memory_pool())
 
 
 def opened(path: str, schema: pa.Schema, *, coded: bool = False) -> pq.ParquetFile:
@@ -171,7 +184,11 @@ def rows(
         raise Unusable("Parquet, but not a benchmark record")
     names = dict.fromkeys(["schema_version", "run_id", *schema.names])
     try:
-        table = file.read_row_groups(list(groups), [name for name in names if name in there])
+        table = file.read_row_groups(
+            list(groups),
+            [name for name in names if name in there],
+            use_threads=file.metadata.num_rows > TOGETHER,  # for fewer rows they cost more
+        )
         # A file without rows has no version either: it is no record.
         if groups or not file.num_row_groups:
             _check_version(table)
