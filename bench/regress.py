@@ -100,7 +100,7 @@ def judge(asked: Request) -> Night:
             frame = _read(asked.results)
             found = history.of(frame, run_id) or found
             judgement = judging.judge(found, chosen, accepted, asked.size)
-            notes += _disturbed(found)
+    notes += _disturbed(found)
     told = [
         *judging.lost(found, frame, green, accepted),
         *judging.differing(found, accepted),
@@ -198,13 +198,16 @@ def _night(
 
 
 def _disturbed(found: History) -> list[str]:
-    """A sentence where others disturbed what was measured to confirm."""
-    rows = found.rows
-    mine = rows[(rows["night"] == found.tonight) & (rows["purpose"] == CONFIRM)]
-    count = int(mine["contaminated"].astype(bool).sum())
-    if not count:
-        return []
-    return [f"Others disturbed {count} of {len(mine)} confirming measurements: they do not count."]
+    """A sentence where others disturbed what was measured tonight, or to confirm."""
+    tonight = found.rows[found.rows["night"] == found.tonight]
+    said = []
+    for purpose, kind in ((GRID, ""), (CONFIRM, "confirming ")):
+        mine = tonight[tonight["purpose"] == purpose]
+        count = int(mine["contaminated"].astype(bool).sum())
+        if count:
+            words_of_it = f"{count} of {len(mine)} {kind}measurements"
+            said.append(f"Other processes disturbed {words_of_it}: those do not count.")
+    return said
 
 
 def _explained(

@@ -188,6 +188,7 @@ def test_disturbed_measurements_alarm_nobody(bench: Bench, tmp_path: Path) -> No
 
     code, night = judged(bench, make(tmp_path / "r", LAST + 1, change))
     assert (night["colour"], night["series"]) == ("green", 0)
+    assert "disturbed 12 of 12 measurements" in night["notes"][0]
     assert code == 3
 
 
