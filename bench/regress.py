@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +57,10 @@ def execute(asked: Request) -> int:
     else:
         show(night)
     if asked.out is not None:
-        for sentence in tell.everything(night, earlier, asked.out):
+        # Beside JSON, standard output is nobody else's.
+        with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
+            untold = tell.everything(night, earlier, asked.out)
+        for sentence in untold:
             print(sentence, file=sys.stderr)
     return exit_code(night)
 

@@ -85,7 +85,8 @@ class Model(Struct, frozen=True):
 
     def weight(self, processes: Array) -> Array:
         """Of a night's mean over so many processes, against one of a single process."""
-        return np.asarray(1 / (1 - self.process_share + self.process_share / processes))
+        share = self.process_share
+        return np.asarray(1 / (1 - share + share / np.maximum(processes, 1)))
 
     def only(self, series: Array) -> Model:
         """The model of some series."""
