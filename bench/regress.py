@@ -231,10 +231,10 @@ def _explained(
             earlier[good] = _by_case(store.records(results, good))
         before = earlier.get(good or "", {}).get(one.case_id)
         now = tonight.get(one.case_id)
-        causes: list[str] = []
-        if before is not None and now is not None:
-            causes = attribution.differences(before, now)[:CAUSES]
-            causes = causes or [f"nothing known differs from {good} in software or settings"]
+        known = before is not None and now is not None
+        causes = attribution.differences(before, now)[:CAUSES] if before and now else []
+        alike = [f"nothing known differs from {good} in software or settings"]
+        last = alike if known and not causes else []
         if machine is not None and one.kind == "worse":
             causes.insert(0 if machine.slower else len(causes), machine.sentence)
         with_it = attribution.neighbours(one, judgement, cases) if one.kind == "worse" else None
@@ -242,7 +242,7 @@ def _explained(
         explained.append(
             msgspec.structs.replace(
                 one,
-                causes=[*causes, *([with_it] if with_it else [])],
+                causes=[*causes, *([with_it] if with_it else []), *last],
                 command=_command(record) if record else None,
             )
         )
