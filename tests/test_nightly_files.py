@@ -34,6 +34,9 @@ mkdir -p "$results/nightly" "$out"
 ls "$results" | tr '\\n' ' ' > "$out/seen.txt"
 echo "$plan" > "$results/$NIGHT:0.parquet"
 echo "$NIGHT" > "$results/nightly/last.json"
+if [ -n "$MERGES" ] && [ -e "$results/$MERGES" ]; then
+  mv "$results/$MERGES" "$results/merged.parquet"
+fi
 exit "$CODE"
 """
 
@@ -110,7 +113,14 @@ def origin(tmp_path: Path) -> Path:
     return tmp_path / "origin"
 
 
-def one_night(workflow: dict[Any, Any], origin: Path, number: int, machines: str, code: int) -> int:
+def one_night(
+    workflow: dict[Any, Any],
+    origin: Path,
+    number: int,
+    machines: str,
+    code: int,
+    merges: str = "",
+) -> int:
     """All that the workflow runs, in fresh checkouts; returns how measuring ended."""
     root = origin.parent / f"night{number}"
     ended = 0
@@ -123,6 +133,7 @@ def one_night(workflow: dict[Any, Any], origin: Path, number: int, machines: str
             root, "clone", "--quiet", "--branch=bench-data", str(origin), str(work / "data/history")
         )
         env = {"MACHINE": machine, "PLAN": "nightly", "NIGHT": f"n{number}", "CODE": str(code)}
+        env["MERGES"] = merges
         ended = bash(script(workflow, "measure", "Measure, judge, tell"), work, **env)
         assert bash(script(workflow, "measure", "Pack what is new"), work) == 0
         shutil.copytree(work / "data/out", root / f"temp/nights/night-{machine}")
@@ -164,6 +175,13 @@ def test_only_what_a_night_added_travels(workflow: dict[Any, Any], origin: Path)
     (origin.parent / "night3").mkdir()
     one_night(workflow, origin, 3, "", 0)
     assert git(origin, "rev-parse", "bench-data") == before
+
+
+def test_what_a_night_merged_leaves_the_branch(workflow: dict[Any, Any], origin: Path) -> None:
+    one_night(workflow, origin, 1, "gpu", 0)
+    one_night(workflow, origin, 2, "gpu cpu", 0, merges="n1:0.parquet")
+    assert "gpu/n1:0.parquet" not in kept(origin)
+    assert {"gpu/merged.parquet", "gpu/n2:0.parquet", "cpu/n2:0.parquet"} <= set(kept(origin))
 
 
 @pytest.mark.parametrize(("code", "ended"), [(0, 0), (1, 1), (2, 2), (3, 0), (4, 4)])
