@@ -40,12 +40,15 @@ def build(job: Job) -> Compiled:
             nncf.Dataset(arrays),
             subset_size=len(arrays),
             target_device=nncf.TargetDevice.CPU,
-            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=fix),
+            advanced_parameters=AdvancedQuantizationParameters(
+                overflow_fix=fix, activations_range_estimator_params=_whole_range()
+            ),
         )
         openvino.save_model(quantised, folder / MODEL, compress_to_fp16=False)
         return {"calibration_s": time.perf_counter() - start}
 
     key = job.key(
+        ranges="whole",
         openvino=openvino.__version__,
         nncf=nncf.__version__,
         calibration=calibration.digest,
@@ -54,3 +57,26 @@ def build(job: Job) -> Compiled:
     made = job.cache.artefact("openvino-int8", key, quantise, nothing)
     facts = calibration.facts(made.facts["calibration_s"], reduced=reduced)
     return Compiled(job, made.folder / MODEL, facts)
+
+
+def _whole_range() -> Any:
+    """Activations' ranges from the least to the greatest value seen.
+
+    NNCF's default takes the mean of the batches' maxima, which clips what few images reach: on
+    a ResNet-18 trained for CIFAR-10 the SQNR of the logits was 8 dB with it, 27 dB without.
+    """
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+
+    return RangeEstimatorParameters(
+        min=StatisticsCollectorParameters(
+            statistics_type=StatisticsType.MIN, aggregator_type=AggregatorType.MIN
+        ),
+        max=StatisticsCollectorParameters(
+            statistics_type=StatisticsType.MAX, aggregator_type=AggregatorType.MAX
+        ),
+    )
