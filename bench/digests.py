@@ -58,7 +58,7 @@ def _of_strings(array: pa.Array) -> Numbers:
 
 
 def _of_lists(array: pa.Array) -> Numbers:
-    """What is in a list, each element with its place, and how many there are."""
+    """What is in a list, each element with its place."""
     import pyarrow.compute as pc
 
     counts = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
@@ -67,7 +67,7 @@ def _of_lists(array: pa.Array) -> Numbers:
     inside = _of(array.flatten())  # of lists that are known
     place = np.arange(len(inside)) - np.repeat(ends - counts, counts)
     sums = np.concatenate([[np.uint64(0)], np.cumsum(_mixed(inside + place.astype(np.uint64)))])
-    return np.asarray(_mixed(counts.astype(np.uint64)) + sums[ends] - sums[ends - counts])
+    return np.asarray(sums[ends] - sums[ends - counts])
 
 
 def _mixed(numbers: Numbers) -> Numbers:

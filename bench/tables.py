@@ -102,7 +102,7 @@ def gather(
     seen: set[str] = set()
     lost: set[str] = set()
     looks = 0
-    while (fresh := sorted(p for p in listing() if p not in seen)) or looks < 2:
+    while (fresh := sorted(p for p in listing() if p not in seen)) or looks < 1:
         looks += 1
         for path in fresh:
             try:

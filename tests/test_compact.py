@@ -123,7 +123,8 @@ def test_other_libraries_read_merged_and_single_files_as_one(tmp_path: Path) -> 
 
 
 def test_each_week_is_added_to_its_month(tmp_path: Path) -> None:
-    """One file a month remains, with the rows of both weeks."""
+    """One file a month remains, with the rows of both weeks, and nothing a crash has left."""
+    (tmp_path / ".partial-compact-2025-12-aaaaaaaaaaaa").write_bytes(b"PAR1")
     compaction.compact(fill(tmp_path, range(2)))
     (first,) = names(tmp_path)
     fill(tmp_path, range(2, 5))
@@ -132,6 +133,7 @@ def test_each_week_is_added_to_its_month(tmp_path: Path) -> None:
     (second,) = names(tmp_path)
     assert second != first
     assert done.runs == 3
+    assert not list(tmp_path.glob(".partial-*"))
     same(tmp_path, before)
 
 
@@ -279,6 +281,11 @@ def test_a_digest_changes_with_any_value_of_any_column() -> None:
         "list<item: string>": [[], [""], ["a", "b"], ["b", "a"], ["ab"]],
         "list<item: double>": [[], [0.0], [-0.0], [1.0, 2.0], [2.0, 1.0], [math.nan]],
     }  # fmt: skip
+    ends = [one.column_names.index(f"throughput_ci_{end}") for end in ("low", "high")]
+    low, high = (one[place] for place in ends)
+    exchanged = one.set_column(ends[0], one.field(ends[0]), high)
+    exchanged = exchanged.set_column(ends[1], one.field(ends[1]), low)
+    assert (digests(exchanged) != numbers).all()
     for place, field in enumerate(one.schema):
         options = [None, *others[str(field.type)]]
         columns = [pa.table({field.name: pa.array([v], field.type)}) for v in options]
@@ -547,8 +554,8 @@ def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
 
 def test_a_summary_is_small_sorted_and_of_a_plan(tmp_path: Path) -> None:
     """Strings as categories, a code of the warnings as a truth value, each try once."""
-    compaction.compact(fill(tmp_path, range(4)))
-    fill(tmp_path, range(3, 6))  # one night is there twice
+    compaction.compact(fill(tmp_path, range(2, 6)))
+    fill(tmp_path, range(3))  # earlier ones; one night is there twice
     write(
         tmp_path / "more", record(plan="other", run_id="20260102T000000Z-failed", status="failed")
     )
