@@ -1,4 +1,4 @@
-"""A year of made-up nights as `bench compact` leaves it: seconds and memory of reading it.
+"""A year of made-up nights as `bench compact` leaves it: what judging and reading it takes.
 
 What `store.summary` reads is what nights are judged by: no raw samples. The files are made
 with the columns, encodings and row groups of `bench compact`; the numbers in them are nobody's.
@@ -7,6 +7,7 @@ with the columns, encodings and row groups of `bench compact`; the numbers in th
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -99,8 +100,27 @@ def tell(folder: Path) -> None:
     )
 
 
+def judge(folder: str) -> None:
+    """`bench regress` on all of it, as a user starts it."""
+    command = [sys.executable, "-m", "bench", "regress", "--no-confirm", "--json"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--results", folder], capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    found = json.loads(done.stdout)
+    # The most of all children so far: an upper bound where reading alone took more.
+    bound = "" if peak > before else "at most "
+    print(
+        f"bench regress --no-confirm: {found['series']:,} series of {found['nights']} nights, "
+        f"{len(found['findings'])} findings: {seconds:.1f} s, {bound}{peak / 2**20:.2f} GiB"
+    )
+
+
 def main() -> None:
-    """Make, then read in another process."""
+    """Make, then read and judge in other processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--nights", type=int, default=365)
@@ -116,6 +136,7 @@ def main() -> None:
         files = len(list(Path(folder).iterdir()))
         print(f"{files} files of {size:,.0f} MiB made in {time.perf_counter() - begin:.0f} s")
         command = [sys.executable, __file__, "--folder", folder]
+        judge(folder)
         subprocess.run(command, check=True)
 
 
