@@ -14,7 +14,7 @@ import pytest
 from bench import compaction, store
 from bench.schema import Record
 from tests.conftest import Bench
-from tests.nights import GPU, HOST, everything, fill, names, night, same
+from tests.made_runs import GPU, HOST, everything, fill, names, night, same
 from tests.records import START, record, write
 
 

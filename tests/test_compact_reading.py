@@ -13,7 +13,7 @@ import pytest
 
 from bench import compaction, store
 from tests.conftest import TINY, Bench
-from tests.nights import everything, fill, names, night
+from tests.made_runs import everything, fill, names, night
 from tests.records import record, write
 
 

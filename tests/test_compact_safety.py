@@ -24,7 +24,7 @@ from bench import compaction, merging, store, tables
 from bench.digests import digests
 from bench.errors import CannotStore
 from tests.conftest import Bench
-from tests.nights import everything, fill, names, night, same
+from tests.made_runs import everything, fill, names, night, same
 from tests.records import START, record, write
 
 # Dies before the 1st, 2nd, 3rd … thing that is done to the disk, until there is none left.
