@@ -93,13 +93,13 @@ def test_a_devices_own_clock_is_read_after_the_second_synchronise(
     rate: float, disagree: bool
 ) -> None:
     """Each step's seconds by events; the sample is wall time however they differ."""
-    rig = Skewed([0.02])
+    rig = Skewed([0.04])
     rig.rate = rate
     taken = rig.loop().throughput(rig.step)
     assert taken.steps_per_sample == 3
-    assert taken.device_steps_s == pytest.approx([0.02 * rate] * 3 * len(taken.samples_s))
-    assert taken.device_samples_s == pytest.approx([0.06 * rate] * len(taken.samples_s))
-    assert taken.samples_s == pytest.approx([0.06] * len(taken.samples_s))
+    assert taken.device_steps_s == pytest.approx([0.04 * rate] * 3 * len(taken.samples_s))
+    assert taken.device_samples_s == pytest.approx([0.12 * rate] * len(taken.samples_s))
+    assert taken.samples_s == pytest.approx([0.12] * len(taken.samples_s))
     assert taken.clocks_disagree is disagree
 
 
