@@ -28,7 +28,7 @@ def measure(
     if schedule.control is not None:
         cases.append(schedule.control)
     first = records[cases[0].case_id]
-    plan = Plan(history.plan, [], first.budget, repeats=2)  # in fresh interpreters
+    plan = Plan(history.plan, [], first.budget)
     try:
         store.make_writable(results)
         processes.start_server()

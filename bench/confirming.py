@@ -25,13 +25,18 @@ Decide = Callable[[Mapping[str, Sequence[Tried]]], set[str]]
 
 
 class Confirm(Struct, frozen=True):
-    """suspects: measured until decided. retries: cases without a result, tried once more."""
+    """suspects: measured until decided. retries: cases without a result, tried once more.
+
+    fresh: in interpreters of their own, as the night's were; a forked worker shares memory with
+    its server, so peak memory of the one kind says nothing of the other.
+    """
 
     suspects: Sequence[Case]
     retries: Sequence[Case]
     control: Case | None
     decide: Decide
     seconds: float
+    fresh: bool
     rounds: int = ROUNDS
 
     def next(self, done: Done) -> Trial | None:
@@ -68,9 +73,8 @@ class Confirm(Struct, frozen=True):
             cases += self.retries
         return [self._trial(case, number) for case in cases]
 
-    @staticmethod
-    def _trial(case: Case, number: int) -> Trial:
-        return Trial(case=case, round=number, purpose=CONFIRM, fresh=True)
+    def _trial(self, case: Case, number: int) -> Trial:
+        return Trial(case=case, round=number, purpose=CONFIRM, fresh=self.fresh)
 
 
 def value(metric: Metric, tried: Tried) -> float | None:

@@ -286,6 +286,7 @@ def confirm(
         control=None if calm is None else records[ids[calm]].case,
         decide=confirming.decider(judgement, mine),
         seconds=asked.confirm_s or 0.0,
+        fresh=any(r.worker == "fresh" for r in records.values()),
     )
     why_not = again.measure(schedule, found, records, asked.results)
     if why_not is not None:
