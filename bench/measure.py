@@ -29,8 +29,8 @@ from bench.stats.stopping import StopReason, enough
 
 # A sample lasts at least this long: 1 ms would do for the clock, but every
 # synchronisation drains an asynchronous device's queue.
-# The first step after a look at the samples finds cold caches and sleeping threads: 0.7 % of 0.05 s,
-# by ./scripts/overhead.
+# The first step after a look at the samples finds cold caches and sleeping threads: that was
+# 0.7 % of samples of 0.05 s (scripts/overhead).
 LEAST_SAMPLE_S = 0.1
 WINDOW_S = 0.5  # interference is judged over so long: steal time ticks every 10 ms
 TELL_EVERY_S = 1.0
