@@ -117,7 +117,8 @@ def _state(judgement: Judgement, look: Look, s: int, tries: Sequence[Tried]) -> 
         look.model.only(np.array([s])), np.array([mean]), np.array([processes + len(again)]),
         judgement.options,
     )  # fmt: skip
-    return nights.confirmed(now, len(again))[0]
+    alone = np.array([sum(again) / len(again)])
+    return nights.confirmed(now, alone, len(again), judgement.options)[0]
 
 
 def _tonight(family: Family, s: int) -> tuple[float, int]:

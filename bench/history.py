@@ -73,6 +73,7 @@ class Family(Struct, frozen=True):
     values: Array  # nights × series: mean of the night's processes
     processes: Array  # nights × series: how many
     within: Within
+    again: Array  # of tonight's confirming processes alone; NaN where there are none
 
 
 class History(Struct, frozen=True):
@@ -173,7 +174,15 @@ def _family(metric: Metric, rows: pd.DataFrame, nights: int, series: int) -> Fam
     return Family(
         metric, values.reshape(shape), counts.reshape(shape),
         _within(logs, 2 * place + confirming, 2 * nights * series),
+        _again(logs, place, confirming & (place >= (nights - 1) * series), series),
     )  # fmt: skip
+
+
+def _again(logs: Array, place: Array, mine: Array, series: int) -> Array:
+    """Mean of tonight's confirming processes of each series."""
+    counts = np.bincount(place[mine] % series, minlength=series)
+    sums = np.bincount(place[mine] % series, logs[mine], series)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _within(logs: Array, group: Array, groups: int) -> Within:

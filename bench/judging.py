@@ -129,11 +129,12 @@ def moved(judgement: Judgement, *, confirming: bool) -> list[Finding]:
     found = []
     for look in judgement.looks:
         again = _confirming_processes(judgement.history)
+        seen = nights.stands(look.judged, look.family.again, judgement.options)
         for s in np.flatnonzero(look.judged.suspect | look.judged.better):
             worse = bool(look.judged.worse[s])
             if look.judged.better[s]:
                 colour: Colour = "green"
-            elif worse and (not confirming or again[s] >= FEWEST_CONFIRMING):
+            elif worse and (not confirming or (again[s] >= FEWEST_CONFIRMING and seen[s])):
                 colour = "red"
             else:
                 colour = "yellow"

@@ -156,7 +156,8 @@ def ours(seen: Seen) -> History:
             now = nights.judge(
                 model.only(np.array(open_)), mean, np.full(len(open_), 1 + round_), options
             )
-            state = nights.confirmed(now, round_)
+            alone = np.array([np.mean(again[int(s)]) for s in open_])
+            state = nights.confirmed(now, alone, round_, options)
             for s, said in zip(open_, state, strict=True):
                 if said == "confirmed":
                     history.red[night, s] = True

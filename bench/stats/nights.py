@@ -431,19 +431,30 @@ def least_seen(model: Model, options: Options, nights: int, processes: int) -> A
     return np.where(model.base.sum(axis=0) >= FEWEST_NIGHTS, least, np.nan)
 
 
-def confirmed(now: Judged, rounds: int) -> list[str]:
+def stands(now: Judged, alone: Array, options: Options) -> Array:
+    """Whether confirming processes alone show it too: half of the least change that is told.
+
+    alone: their mean, as a logarithm. Suspects were chosen by their first processes; one of
+    those that is off by a factor would outweigh any number of others in a common mean.
+    """
+    return np.asarray(alone - now.baseline >= SUSPECT_SIZE * options.size)
+
+
+def confirmed(now: Judged, alone: Array, rounds: int, options: Options) -> list[str]:
     """After so many confirming rounds: `confirmed`, `cleared` or `undecided`, each suspect.
 
-    now: tonight's mean over all its processes, judged again.
+    now: tonight's mean over all its processes, judged again. alone: see `stands`.
     """
-    return [
-        "confirmed"
-        if worse and rounds >= FEWEST_CONFIRMING
-        else "undecided"
-        if suspect
-        else "cleared"
-        for worse, suspect in zip(now.worse, now.suspect, strict=True)
-    ]
+    states = []
+    for worse, suspect, seen in zip(
+        now.worse, now.suspect, stands(now, alone, options), strict=True
+    ):
+        enough = rounds >= FEWEST_CONFIRMING
+        if not suspect or (enough and not seen):
+            states.append("cleared")
+        else:
+            states.append("confirmed" if worse and enough else "undecided")
+    return states
 
 
 FEWEST_CONFIRMING = 2
