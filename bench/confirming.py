@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from msgspec import Struct
 
-from bench.history import Family, Metric
+from bench.history import Metric
 from bench.judging import Judgement, Look
 from bench.schedules import CONFIRM, Done
 from bench.schema import Case, Trial, Tried
@@ -109,7 +109,7 @@ def _state(judgement: Judgement, look: Look, s: int, tries: Sequence[Tried]) -> 
         return "cleared"
     found = [value(look.family.metric, t) for t in tries]
     again = [v for v in found if v is not None]
-    first, processes = _tonight(look.family, s)
+    first, processes = look.family.first(s)
     if not again:
         return "undecided"
     mean = (first * processes + sum(again)) / (processes + len(again))
@@ -119,10 +119,6 @@ def _state(judgement: Judgement, look: Look, s: int, tries: Sequence[Tried]) -> 
     )  # fmt: skip
     alone = np.array([sum(again) / len(again)])
     return nights.confirmed(now, alone, len(again), judgement.options)[0]
-
-
-def _tonight(family: Family, s: int) -> tuple[float, int]:
-    return float(family.values[-1, s]), int(family.processes[-1, s])
 
 
 def control(judgement: Judgement, suspects: set[int], able: set[int]) -> int | None:

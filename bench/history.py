@@ -73,7 +73,16 @@ class Family(Struct, frozen=True):
     values: Array  # nights × series: mean of the night's processes
     processes: Array  # nights × series: how many
     within: Within
-    again: Array  # of tonight's confirming processes alone; NaN where there are none
+    again: Array  # mean of tonight's confirming processes alone; NaN where there are none
+    again_processes: Array  # how many
+
+    def first(self, series: int) -> tuple[float, int]:
+        """Mean of tonight's other processes, and how many; they are what was suspected."""
+        more = int(self.again_processes[series])
+        count = int(self.processes[-1, series]) - more
+        whole = float(self.values[-1, series]) * (count + more)
+        rest = whole - (float(self.again[series]) * more if more else 0.0)
+        return (rest / count if count else 0.0), count
 
 
 class History(Struct, frozen=True):
@@ -90,6 +99,12 @@ class History(Struct, frozen=True):
     def tonight(self) -> int:
         """The index of the night judged."""
         return len(self.runs) - 1
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether suspects of the night were measured again, disturbed or not."""
+        mine = self.rows[self.rows["night"] == self.tonight]
+        return bool((mine["purpose"] == CONFIRM).any())
 
     def index(self, run_id: str) -> int | None:
         """Which night a run is."""
@@ -174,15 +189,15 @@ def _family(metric: Metric, rows: pd.DataFrame, nights: int, series: int) -> Fam
     return Family(
         metric, values.reshape(shape), counts.reshape(shape),
         _within(logs, 2 * place + confirming, 2 * nights * series),
-        _again(logs, place, confirming & (place >= (nights - 1) * series), series),
+        *_again(logs, place, confirming & (place >= (nights - 1) * series), series),
     )  # fmt: skip
 
 
-def _again(logs: Array, place: Array, mine: Array, series: int) -> Array:
-    """Mean of tonight's confirming processes of each series."""
+def _again(logs: Array, place: Array, mine: Array, series: int) -> tuple[Array, Array]:
+    """Mean of tonight's confirming processes of each series, and how many."""
     counts = np.bincount(place[mine] % series, minlength=series)
     sums = np.bincount(place[mine] % series, logs[mine], series)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts
 
 
 def _within(logs: Array, group: Array, groups: int) -> Within:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 from msgspec import Struct
@@ -128,7 +129,7 @@ def moved(judgement: Judgement, *, confirming: bool) -> list[Finding]:
     """
     found = []
     for look in judgement.looks:
-        again = _confirming_processes(judgement.history)
+        again = look.family.again_processes
         seen = nights.stands(look.judged, look.family.again, judgement.options)
         for s in np.flatnonzero(look.judged.suspect | look.judged.better):
             worse = bool(look.judged.worse[s])
@@ -138,7 +139,10 @@ def moved(judgement: Judgement, *, confirming: bool) -> list[Finding]:
                 colour = "red"
             else:
                 colour = "yellow"
-            found.append(_finding(judgement, look, int(s), colour))
+            one = _finding(judgement, look, int(s), colour)
+            if colour == "yellow" and again[s] and not seen[s]:
+                one = msgspec.structs.replace(one, reason=f"{one.reason}; measured again: not so")
+            found.append(one)
     return sorted(found, key=_order)
 
 
@@ -147,18 +151,6 @@ COLOURS = ("red", "yellow", "green")
 
 def _order(finding: Finding) -> tuple[int, float]:
     return COLOURS.index(finding.colour), -abs(finding.change or 0.0)
-
-
-def _confirming_processes(history: History) -> Array:
-    """How many measured, undisturbed confirming processes each series has tonight."""
-    rows = history.rows
-    mine = rows[
-        (rows["night"] == history.tonight)
-        & (rows["purpose"] == CONFIRM)
-        & (rows["status"] == "measured")
-        & ~rows["contaminated"].astype(bool)
-    ]
-    return np.bincount(mine["series"], minlength=len(history.series))
 
 
 def _finding(judgement: Judgement, look: Look, s: int, colour: Colour) -> Finding:

@@ -96,11 +96,9 @@ def judge(asked: Request) -> Night:
     chosen = judging.against(asked.against, found, green)
     judgement = judging.judge(found, chosen, accepted, asked.size)
     notes: list[str] = []
-    again = False
     if asked.confirm_s is not None:
         gone = judging.lost(found, frame, green, accepted)
-        again = confirm(asked, judgement, gone, green, notes)
-        if again:
+        if confirm(asked, judgement, gone, green, notes):
             frame = _read(asked.results)
             found = history.of(frame, run_id) or found
             judgement = judging.judge(found, chosen, accepted, asked.size)
@@ -108,13 +106,13 @@ def judge(asked: Request) -> Night:
     told = [
         *judging.lost(found, frame, green, accepted),
         *judging.differing(found, accepted),
-        *judging.moved(judgement, confirming=again),
+        *judging.moved(judgement, confirming=found.confirmed),
     ]
     machine = attribution.machine(history.machine(frame, found), judgement.options.size)
     if machine is not None:
         notes.append(machine.sentence + ".")
     told = _explained(asked.results, judgement, told, machine)
-    return _night(found, judgement, chosen, told, notes, _short_of(frame, run_id), confirmed=again)
+    return _night(found, judgement, chosen, told, notes, _short_of(frame, run_id))
 
 
 def _read(results: Path) -> pd.DataFrame:
@@ -181,8 +179,6 @@ def _night(
     told: list[Finding],
     notes: list[str],
     short: int,
-    *,
-    confirmed: bool,
 ) -> Night:
     series, judged = judgement.counts
     if short:
@@ -197,7 +193,7 @@ def _night(
         started_at=found.starts[-1].to_pydatetime(), judged_at=datetime.now(UTC),
         colour=colour, findings=told, series=series, unchanged=judged - moved,
         inconclusive=series - judged, against=chosen.words, nights=len(found.runs) - 1,
-        confirmed=confirmed, notes=notes,
+        confirmed=found.confirmed, notes=notes,
     )  # fmt: skip
 
 

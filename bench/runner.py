@@ -64,11 +64,14 @@ def run(
     """
     schedule = ready.schedule
     found = None
+    if named is not None:
+        known = {(r.case_id, r.round, r.purpose): tried(r) for r in store.records(folder, named)}
+        found = (named, known)
     if resume:
         found = store.unfinished_run(
             folder, ready.hash, ready.machine, lambda tries: schedule.next(tries) is not None
         )
-    run_id, done = found or (named or run_id_now(), {})
+    run_id, done = found or (run_id_now(), {})
     index = store.next_index(folder, run_id)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         runner = Runner(

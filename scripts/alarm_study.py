@@ -212,6 +212,18 @@ SOME = range(CHANGE - 1, CHANGE + 2)
 SLOW = ("asv 5 %", "Otava's defaults")
 
 
+def new_changes(seen: Seen, look: Callable[[Array], set[int]]) -> History:
+    """Red where a look at a series shows a change that earlier nights' looks did not."""
+    red = np.zeros(seen.first.shape, bool)
+    for s in range(SERIES):
+        before = look(seen.first[: SOME.start, s])
+        for night in SOME:
+            now = look(seen.first[: night + 1, s])
+            red[night, s] = any(all(abs(c - b) > 2 for b in before) for c in now)
+            before |= now
+    return History(red, judged=SOME)
+
+
 def otava(seen: Seen) -> History:
     """Otava's defaults: a change point that last night's look did not show, of a slowdown."""
     from otava.analysis import compute_change_points
@@ -222,14 +234,7 @@ def otava(seen: Seen) -> History:
         found, _ = compute_change_points(speeds, window_len=50, max_pvalue=0.001)
         return {c.index for c in found if c.stats.forward_rel_change() < 0}
 
-    red = np.zeros(seen.first.shape, bool)
-    for s in range(SERIES):
-        before = look(seen.first[: SOME.start, s])
-        for night in SOME:
-            now = look(seen.first[: night + 1, s])
-            red[night, s] = any(all(abs(c - b) > 2 for b in before) for c in now)
-            before |= now
-    return History(red, judged=SOME)
+    return new_changes(seen, look)
 
 
 def asv(seen: Seen) -> History:
@@ -240,14 +245,7 @@ def asv(seen: Seen) -> History:
         _, _, found = detect_regressions(detect_steps(list(np.exp(values))), 0.05, 1)
         return {after for _, after, *_ in found or []}
 
-    red = np.zeros(seen.first.shape, bool)
-    for s in range(SERIES):
-        before = look(seen.first[: SOME.start, s])
-        for night in SOME:
-            now = look(seen.first[: night + 1, s])
-            red[night, s] = any(all(abs(c - b) > 2 for b in before) for c in now)
-            before |= now
-    return History(red, judged=SOME)
+    return new_changes(seen, look)
 
 
 RULES = {

@@ -360,6 +360,14 @@ def test_suspects_are_measured_again_and_only_what_stands_is_red(
     assert ("disturbed" in " ".join(night["notes"])) == any(
         "contaminated" in r.warnings for r in again
     )
+    # Judged later, without measuring: what was measured to confirm still counts.
+    done = subprocess.run(
+        [*command, "regress", "--results", str(results), "--run", tonight, "--min-effect", "30%",
+         "--json", "--no-confirm"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    later = json.loads(done.stdout)["findings"]
+    assert {f["case_id"] for f in later if f["colour"] == "red"} == reds
     if really:
         # The first round, the suspect before its control; the second, the other way round.
         assert [r.case_id for r in again[:4]] == [slow, other, other, slow]
