@@ -6,6 +6,7 @@ changed on that machine (torch, driver, …) stays in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,27 @@ from bench.stats.nights import Within
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SERIES = ["case_id", "device_name", "machine_fingerprint"]
+DISTURBED = ("contaminated", "latency_contaminated")
 
 
 class Metric(Struct, frozen=True):
-    """A column that nights are judged by. factor: from the column's unit to the one told."""
+    """A column that nights are judged by. factor: from the column's unit to the one told.
+
+    void: the warnings under which it is no night's value.
+    """
 
     column: str
     title: str
     unit: str
     more_is_better: bool = False
     factor: float = 1.0
+    void: tuple[str, ...] = ("contaminated",)
 
 
 METRICS = (
     Metric("throughput_images_per_s", "throughput", "images/s", more_is_better=True),
-    Metric("latency_p50_ms", "p50 latency", "ms"),
-    Metric("latency_p99_ms", "p99 latency", "ms"),
+    Metric("latency_p50_ms", "p50 latency", "ms", void=DISTURBED),
+    Metric("latency_p99_ms", "p99 latency", "ms", void=DISTURBED),
     Metric("peak_device_memory_bytes", "peak device memory", "MiB", factor=2**-20),
     Metric("peak_host_memory_bytes", "peak host memory", "MiB", factor=2**-20),
     Metric("first_step_s", "first step", "s"),
@@ -60,7 +66,7 @@ RESULTS = (
 
 COLUMNS = [
     "run_id", "plan", "planned", "case_id", "round", "purpose", "started_at", "status", "reason",
-    "device_name", "machine_fingerprint", "simulated", "contaminated",
+    "device_name", "machine_fingerprint", "simulated", *DISTURBED,
     *(m.column for m in METRICS), *(r.column for r in RESULTS),
 ]  # fmt: skip
 # throughput of the sentinel is rounds a second: a metric of the machine.
@@ -76,13 +82,17 @@ class Family(Struct, frozen=True):
     again: Array  # mean of tonight's confirming processes alone; NaN where there are none
     again_processes: Array  # how many
 
-    def first(self, series: int) -> tuple[float, int]:
-        """Mean of tonight's other processes, and how many; they are what was suspected."""
-        more = int(self.again_processes[series])
-        count = int(self.processes[-1, series]) - more
-        whole = float(self.values[-1, series]) * (count + more)
-        rest = whole - (float(self.again[series]) * more if more else 0.0)
-        return (rest / count if count else 0.0), count
+    @property
+    def first(self) -> tuple[Array, Array]:
+        """Mean of tonight's other processes of each series, NaN for none, and how many.
+
+        They are what was suspected.
+        """
+        more, all_ = self.again_processes, self.processes[-1]
+        rest = np.where(all_ > 0, self.values[-1], 0.0) * all_
+        rest -= np.where(more > 0, self.again, 0.0) * more
+        count = all_ - more
+        return np.where(count > 0, rest / np.maximum(count, 1), np.nan), count
 
 
 class History(Struct, frozen=True):
@@ -101,33 +111,45 @@ class History(Struct, frozen=True):
         return len(self.runs) - 1
 
     @property
+    def confirming(self) -> Array:
+        """How often each series was measured again tonight, whatever came of it."""
+        mine = self.rows[(self.rows["night"] == self.tonight) & (self.rows["purpose"] == CONFIRM)]
+        return np.bincount(mine["series"], minlength=len(self.series))
+
+    @property
     def confirmed(self) -> bool:
         """Whether suspects of the night were measured again, disturbed or not."""
-        mine = self.rows[self.rows["night"] == self.tonight]
-        return bool((mine["purpose"] == CONFIRM).any())
+        return bool(self.confirming.any())
 
     def index(self, run_id: str) -> int | None:
         """Which night a run is."""
         return self.runs.index(run_id) if run_id in self.runs else None
 
 
-def choose(frame: pd.DataFrame, run_id: str | None) -> str:
-    """The run asked for, else the newest complete night. Raises WrongUse.
+def choose(frame: pd.DataFrame, plan: str | None) -> str:
+    """The newest complete night: of `plan`, else of the plan that has most of them.
 
     frame: records with at least COLUMNS. A night is complete when its cases all have
-    records.
+    records. Raises WrongUse.
     """
-    if run_id is not None:
-        return run_id
-    known = complete(frame)
-    if not known:
-        raise WrongUse("No run is complete yet; name one with --run ID to judge it as it is.")
-    return known[-1]
+    runs = complete(frame)
+    if not runs:
+        raise WrongUse(
+            "No run is complete yet (simulated ones are none); name one with --run ID to judge it "
+            "as it is."
+        )
+    firsts = frame.drop_duplicates("run_id")
+    plans = {str(r): str(p) for r, p in zip(firsts["run_id"], firsts["plan"], strict=True)}
+    newest = {plans[run]: (place, run) for place, run in enumerate(runs)}
+    if plan is None or plan not in newest:
+        counts = Counter(plans[run] for run in runs)
+        plan = max(newest, key=lambda name: (counts[name], newest[name]))
+    return newest[plan][1]
 
 
 def complete(frame: pd.DataFrame) -> list[str]:
-    """Runs with as many grid records as they planned, oldest first."""
-    grid = frame[frame["purpose"] == GRID]
+    """Runs with as many grid records as they planned, oldest first; simulated ones are none."""
+    grid = frame[(frame["purpose"] == GRID) & ~frame["simulated"].astype(bool)]
     groups = grid.groupby("run_id", observed=True)
     counts = groups.size()
     enough = counts >= groups["planned"].max()
@@ -173,11 +195,9 @@ def _family(metric: Metric, rows: pd.DataFrame, nights: int, series: int) -> Fam
     raw = rows[metric.column].to_numpy(dtype=float, na_value=np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(raw) * (-1 if metric.more_is_better else 1)
-    usable = (
-        np.isfinite(logs)
-        & (rows["status"] == "measured").to_numpy()
-        & ~rows["contaminated"].to_numpy(dtype=bool)
-    )
+    usable = np.isfinite(logs) & (rows["status"] == "measured").to_numpy()
+    for code in metric.void:
+        usable &= ~rows[code].to_numpy(dtype=bool)
     logs = logs[usable]
     place = rows["night"].to_numpy()[usable] * series + rows["series"].to_numpy()[usable]
     sums = np.bincount(place, logs, nights * series)

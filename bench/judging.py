@@ -26,6 +26,7 @@ from bench.stats.nights import FEWEST_CONFIRMING, Judged, Model, Options
 Array = np.ndarray[Any, np.dtype[Any]]
 CONFIDENCE_ERRORS = 2.576  # standard errors of a 99 % interval
 LOST = ("failed", "timeout", "oom", "skipped")
+LATELY = 7  # nights before tonight
 
 
 class Against(Struct, frozen=True):
@@ -52,15 +53,24 @@ class Judgement(Struct, frozen=True):
     looks: list[Look]
 
     @property
-    def suspects(self) -> set[int]:
-        """Series that have a suspicious metric."""
-        return {int(s) for look in self.looks for s in np.flatnonzero(look.judged.suspect)}
+    def suspects(self) -> list[int]:
+        """Series that have a suspicious metric, those with the least p first."""
+        least: dict[int, float] = {}
+        for look in self.looks:
+            for s in np.flatnonzero(look.judged.suspect):
+                least[int(s)] = min(least.get(int(s), 1.0), float(look.judged.p[s]))
+        return sorted(least, key=least.__getitem__)
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Series × metrics with a value tonight, and how many of them had enough history."""
-        tonight = sum(int(np.isfinite(k.family.values[-1]).sum()) for k in self.looks)
-        return tonight, sum(int(k.judged.judged.sum()) for k in self.looks)
+        """Series × metrics with a value tonight or lately, and how many of them were judged.
+
+        One without a value tonight, e.g. because it was disturbed, is not judged and counts.
+        """
+        lately = [np.isfinite(k.family.values[-1 - LATELY :]).any(axis=0) for k in self.looks]
+        return sum(int(x.sum()) for x in lately), sum(
+            int(k.judged.judged.sum()) for k in self.looks
+        )
 
 
 def against(text: str | None, history: History, last_green: str | None) -> Against:
@@ -108,7 +118,9 @@ def judge(
             size=options.size, accepted=since, until=chosen.last,
         )  # fmt: skip
         tonight = nights.judge(model, family.values[-1], family.processes[-1], options)
-        looks.append(Look(family, model, tonight))
+        open_ = since != history.tonight  # tonight's level is not accepted
+        told = {name: getattr(tonight, name) & open_ for name in ("worse", "better", "suspect")}
+        looks.append(Look(family, model, msgspec.structs.replace(tonight, **told)))
     return Judgement(history, options, looks)
 
 
@@ -122,28 +134,62 @@ def _accepted_nights(history: History, accepted: Sequence[Accepted]) -> Array:
     return since
 
 
-def moved(judgement: Judgement, *, confirming: bool) -> list[Finding]:
+def moved(judgement: Judgement) -> list[Finding]:
     """Series that became worse or better.
 
-    confirming: suspects were measured again, so only those that stood that are red.
+    Where suspects were measured again, only those that stood it are red; those for which no
+    time was left are judged by history alone, as all are where nothing was measured again.
     """
+    tries = judgement.history.confirming
+    calm = _calm(judgement) if tries.any() else np.zeros(len(tries), bool)
     found = []
     for look in judgement.looks:
         again = look.family.again_processes
         seen = nights.stands(look.judged, look.family.again, judgement.options)
+        still = shift(look, calm) < judgement.options.size
+        enough = np.where(tries < FEWEST_CONFIRMING, again == tries, again >= FEWEST_CONFIRMING)
+        stood = (tries == 0) | (enough & seen & still)
         for s in np.flatnonzero(look.judged.suspect | look.judged.better):
-            worse = bool(look.judged.worse[s])
             if look.judged.better[s]:
                 colour: Colour = "green"
-            elif worse and (not confirming or (again[s] >= FEWEST_CONFIRMING and seen[s])):
-                colour = "red"
             else:
-                colour = "yellow"
+                colour = "red" if look.judged.worse[s] and stood[s] else "yellow"
             one = _finding(judgement, look, int(s), colour)
-            if colour == "yellow" and again[s] and not seen[s]:
-                one = msgspec.structs.replace(one, reason=f"{one.reason}; measured again: not so")
+            words = _measured_again(int(tries[s]), int(again[s]), bool(seen[s]), still)
+            if colour != "green" and tries.any():
+                one = msgspec.structs.replace(one, reason=one.reason + words)
             found.append(one)
     return sorted(found, key=_order)
+
+
+def _measured_again(tries: int, undisturbed: int, seen: bool, still: bool) -> str:
+    """What the confirming processes of a suspect say."""
+    if not tries:
+        return "; not measured again: the time for it was over"
+    if not undisturbed:
+        return "; others disturbed what was measured again"
+    if not seen:
+        return "; measured again: not so"
+    return "" if still else "; the control became slower too when measured again"
+
+
+def _calm(judgement: Judgement) -> Array:
+    """The series that were measured again although their first processes raised no suspicion."""
+    suspect = np.zeros(len(judgement.history.series), bool)
+    for look in judgement.looks:
+        value, count = look.family.first
+        suspect |= nights.judge(look.model, value, count, judgement.options).suspect
+    return (judgement.history.confirming > 0) & ~suspect
+
+
+def shift(look: Look, calm: Array) -> float:
+    """By how much calm series became worse from their first to their confirming processes.
+
+    A difference of logarithms, 0 where nobody knows. It belongs to the machine.
+    """
+    value, count = look.family.first
+    known = calm & (count > 0) & (look.family.again_processes > 0)
+    return float((look.family.again - value)[known].mean()) if known.any() else 0.0
 
 
 COLOURS = ("red", "yellow", "green")

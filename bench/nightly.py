@@ -38,7 +38,9 @@ def section(results: Path, frame: pd.DataFrame) -> Section | None:
         return None
     night = max(judged, key=lambda n: n.started_at)
     earlier = [n for n in judged if n.plan == night.plan and n.run_id != night.run_id]
-    frame = frame.assign(contaminated=["contaminated" in w for w in frame["warnings"]])
+    frame = frame.assign(
+        **{code: [code in w for w in frame["warnings"]] for code in history.DISTURBED}
+    )
     found = history.of(frame, night.run_id)
     figure = None if found is None else _nights.draw(found, night)
     png = None

@@ -106,7 +106,7 @@ def judge(asked: Request) -> Night:
     told = [
         *judging.lost(found, frame, green, accepted),
         *judging.differing(found, accepted),
-        *judging.moved(judgement, confirming=found.confirmed),
+        *judging.moved(judgement),
     ]
     machine = attribution.machine(history.machine(frame, found), judgement.options.size)
     if machine is not None:
@@ -276,12 +276,15 @@ def confirm(
     mine = {ids[s]: s for s in suspects if ids[s] in records}
     able = {s for s in range(len(ids)) if ids[s] in records}
     calm = confirming.control(judgement, suspects, able)
+    beside = None if calm is None else ids[calm]
+    known = mine if calm is None else mine | {beside: calm}
     schedule = confirming.Confirm(
         suspects=[records[case_id].case for case_id in mine],
         retries=[records[f.case_id].case for f in gone if f.case_id in records],
-        control=None if calm is None else records[ids[calm]].case,
-        decide=confirming.decider(judgement, mine),
+        control=None if beside is None else records[beside].case,
+        decide=confirming.decider(judgement, known, beside),
         seconds=asked.confirm_s or 0.0,
+        seconds_of={case_id: record.seconds for case_id, record in records.items()},
         fresh=any(r.worker == "fresh" for r in records.values()),
     )
     why_not = again.measure(schedule, found, records, asked.results)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-CONTAMINATED = "contaminated"  # a column of `summary`: whether `warnings` holds this code
+# Columns of `summary`: whether `warnings` holds the code.
+CODES = ("contaminated", "latency_contaminated")
 
 
 class Found(msgspec.Struct):
@@ -132,10 +133,10 @@ def read_some(folder: Path) -> Found:
 def summary(folder: Path, columns: list[str], plan: str | None = None) -> Found:
     """Some columns of all records, or of a plan's, oldest first, for millions of them.
 
-    Strings are pandas Categoricals, unknown ones -1; the column `contaminated` is made of
+    Strings are pandas Categoricals, unknown ones -1; the columns named in CODES are made of
     `warnings`. Columns that are no lists take a few bytes a record each.
     """
-    stored = ["warnings" if name == CONTAMINATED else name for name in columns]
+    stored = ["warnings" if name in CODES else name for name in columns]
     of_plan = [] if plan is None else ["plan"]
     schema = tables.schema_of([*stored, *of_plan, *tables.KEY, "started_at"])
 
@@ -144,8 +145,8 @@ def summary(folder: Path, columns: list[str], plan: str | None = None) -> Found:
 
         if plan is not None:
             table = table.filter(pc.equal(table["plan"], plan))
-        if CONTAMINATED in columns:
-            table = table.append_column(CONTAMINATED, _holding(table["warnings"], CONTAMINATED))
+        for code in set(CODES) & set(columns):
+            table = table.append_column(code, _holding(table["warnings"], code))
         names = dict.fromkeys([*columns, *tables.KEY, "started_at"])
         return table.select(list(names))
 

@@ -22,7 +22,8 @@ from bench.stats import nights
 Array = np.ndarray[Any, np.dtype[Any]]
 SERIES, NIGHTS, CHANGE, CHANGED = 100, 60, 40, 10
 NIGHT, PROCESS = 0.010, 0.011  # standard deviations, of logarithms
-ROUNDS = 6  # confirming ones at most, as bench regress has time for
+ROUNDS = 6  # confirming ones at most
+PROCESSES = 20  # confirming ones a night at most: ten minutes of half a minute each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def truth(world: World, rng: np.random.Generator) -> Array:
 
 
 def ours(seen: Seen) -> History:
-    """bench regress with confirming rounds."""
+    """bench regress with confirming rounds, as many as its time allows."""
     first = seen.first
     values, processes = first.copy(), np.ones_like(first)
     within = nights.Within()
@@ -142,39 +143,74 @@ def ours(seen: Seen) -> History:
     for night in range(nights.FEWEST_NIGHTS, NIGHTS):
         model = nights.learn(values[:night], processes[:night], within, size=options.size)
         judged = nights.judge(model, first[night], np.ones(SERIES), options)
-        suspects = np.flatnonzero(judged.suspect)
-        if not len(suspects):
+        suspects = sorted(np.flatnonzero(judged.suspect), key=lambda s: judged.p[s])
+        if not suspects:
             continue
-        control = int(np.flatnonzero(~judged.suspect)[0])
-        again: dict[int, list[float]] = {int(s): [] for s in [*suspects, control]}
-        open_ = list(suspects)
-        for round_ in range(1, ROUNDS + 1):
-            for s in [*open_, control]:
-                again[int(s)].append(seen.again(night, int(s)))
-            history.extra += len(open_) + 1
-            mean = np.array([np.mean([first[night, s], *again[int(s)]]) for s in open_])
-            now = nights.judge(
-                model.only(np.array(open_)), mean, np.full(len(open_), 1 + round_), options
-            )
-            alone = np.array([np.mean(again[int(s)]) for s in open_])
-            state = nights.confirmed(now, alone, round_, options)
-            for s, said in zip(open_, state, strict=True):
-                if said == "confirmed":
-                    history.red[night, s] = True
-            open_ = [s for s, said in zip(open_, state, strict=True) if said == "undecided"]
-            if not open_:
-                break
-        for s, more in again.items():
+        calm = np.where(judged.suspect, np.inf, np.abs(judged.effect))
+        night_ = Confirming(seen, night, model, options, int(np.argmin(calm)))
+        history.red[night, night_.confirm(suspects)] = True
+        # Those for which there was no time are judged by history alone.
+        late = [s for s in suspects if s not in night_.again]
+        history.red[night, late] = judged.worse[late]
+        history.extra += night_.extra
+        for s, more in night_.again.items():
             values[night, s] = np.mean([first[night, s], *more])
             processes[night, s] = 1 + len(more)
             # A suspect's first process was chosen for being slow: it says nothing of the spread.
-            known = more if s != control else [first[night, s], *more]
+            known = more if s != night_.control else [first[night, s], *more]
             if len(known) > 1:
                 within = nights.Within(
                     within.squares + float(np.var(known) * len(known)),
                     within.freedom + len(known) - 1,
                 )
     return history
+
+
+@dataclasses.dataclass
+class Confirming:
+    """bench.confirming.Confirm on simulated processes."""
+
+    seen: Seen
+    night: int
+    model: nights.Model
+    options: nights.Options
+    control: int
+    again: dict[int, list[float]] = dataclasses.field(default_factory=dict)
+    extra: int = 0
+
+    def confirm(self, suspects: list[int]) -> list[int]:
+        """The suspects that stand. Those without a process in `again` were not looked at."""
+        red: list[int] = []
+        waiting = suspects
+        while waiting:
+            room = (PROCESSES - self.extra) // nights.FEWEST_CONFIRMING - 1
+            batch, waiting = np.split(waiting, [max(room, 0 if self.extra else 1)])
+            if not len(batch):
+                break
+            red += self._rounds(batch)
+        return red
+
+    def _rounds(self, undecided: Array) -> list[int]:
+        first, red, calm = self.seen.first[self.night], [], []
+        for round_ in range(1, ROUNDS + 1):
+            if self.extra + len(undecided) + 1 > PROCESSES:
+                break
+            for s in [*undecided, self.control]:
+                self.again.setdefault(int(s), []).append(self.seen.again(self.night, int(s)))
+            self.extra += len(undecided) + 1
+            calm.append(self.again[self.control][-1])
+            mean = np.array([np.mean([first[s], *self.again[int(s)]]) for s in undecided])
+            alone = np.array([np.mean(self.again[int(s)]) for s in undecided])
+            count = np.full(len(undecided), 1 + round_)
+            now = nights.judge(self.model.only(undecided), mean, count, self.options)
+            said = np.array(nights.confirmed(now, alone, round_, self.options))
+            if np.mean(calm) - first[self.control] >= self.options.size:
+                said[said == "confirmed"] = "undecided"  # the machine became slower
+            red += undecided[said == "confirmed"].tolist()
+            undecided = undecided[said == "undecided"]
+            if not len(undecided):
+                break
+        return red
 
 
 def alone(seen: Seen) -> History:

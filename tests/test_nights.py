@@ -67,6 +67,63 @@ def test_a_slower_level_stays_worse_until_it_is_accepted() -> None:
     assert judged(values, accepted=accepted).worse[3]
 
 
+@pytest.mark.parametrize("ago", [1, 2, 4, 8, 15])
+def test_a_slowdown_after_an_accepted_one_is_not_accepted_with_it(ago: int) -> None:
+    values = history(60)
+    values[20:, 3] += 0.08
+    values[-ago:, 3] += 0.10
+    accepted = np.full(20, -1)
+    accepted[3] = 20
+    found = judged(values, accepted=accepted)
+    assert found.worse[3]
+    assert found.effect[3] == pytest.approx(0.10, abs=0.03)
+
+
+def test_an_odd_night_after_an_accepted_one_is_no_new_baseline() -> None:
+    values = history(60)
+    values[20:, 3] += 0.08
+    values[-3, 3] += 0.20
+    accepted = np.full(20, -1)
+    accepted[3] = 20
+    assert judged(values, accepted=accepted).baseline_nights[3] > 30
+
+
+def test_small_steps_add_up() -> None:
+    """Each is too small to be told and becomes the baseline; together they are not small."""
+    values = history(80, sigma=0.003)
+    for night in (20, 40, 60):
+        values[night:, 3] += 0.02
+    found = judged(values)
+    assert np.flatnonzero(found.worse).tolist() == [3]
+    assert found.nights[3] == 0  # against the anchor
+    assert found.effect[3] == pytest.approx(0.06, abs=0.01)
+
+
+def test_what_is_worse_is_told_by_the_window_that_says_so() -> None:
+    """Slower than yesterday, faster than the anchor: two gains too small to move it."""
+    values = history(80, sigma=0.003)
+    values[20:, 3] -= 0.025
+    values[40:, 3] -= 0.025
+    values[-1, 3] += 0.04
+    found = judged(values)
+    assert found.worse[3]
+    assert not found.better[3]
+    assert found.effect[3] == pytest.approx(0.04, abs=0.01)
+
+
+def test_a_baseline_that_is_chosen_is_not_that_of_later_levels() -> None:
+    values = history(60, sigma=0.005)
+    values[30:, 3] -= 0.10  # faster
+    values[-1, 3] = 0.05  # slow against both
+    values[30:, 4] += 0.10
+    values[-1, 4] = 0.0  # slow against neither
+    late, early = judged(values), judged(values, until=20)
+    assert late.effect[3] == pytest.approx(0.15, abs=0.02)
+    assert early.effect[3] == pytest.approx(0.05, abs=0.02)
+    assert early.baseline_nights[3] == 21
+    assert not early.worse[4]
+
+
 def test_a_faster_level_becomes_the_baseline() -> None:
     values = history(60)
     values[20:, 3] -= 0.08

@@ -101,9 +101,10 @@ class Model(Struct, frozen=True):
 class Judged(Struct, frozen=True):
     """Tonight against the baseline, an array over the series of each.
 
-    effect, error, p: of the window with the least p among those as large as asked, else of
-    the window with the least p; a difference of logarithms, its standard error, one-sided
-    p for "worse" and p_better for "better". nights: of the window; 0: the anchor's creep.
+    effect, error, p: of the window that says most: one by which the series is worse, else
+    better, else suspect, and of several the one with the least p. A difference of logarithms,
+    its standard error, one-sided p for "worse" and p_better for "better". nights: of that
+    window; 0: the anchor's creep.
     """
 
     effect: Array
@@ -111,7 +112,7 @@ class Judged(Struct, frozen=True):
     p: Array
     p_better: Array
     nights: Array
-    baseline: Array  # level of the baseline
+    baseline: Array  # the level that window is compared with
     baseline_nights: Array
     judged: Array  # whether there was enough to judge by
     worse: Array
@@ -137,7 +138,14 @@ def learn(
     nights, series = values.shape
     accepted = np.full(series, -1) if accepted is None else accepted
     labels, reference, anchored, changed = _levels(values, accepted, size)
-    known = np.isfinite(values)
+    chosen, known = labels, np.isfinite(values)
+    row = np.arange(nights)[:, None]
+    old = known if until is None else known & (row <= until)
+    if until is not None:
+        # Levels of later nights are no baseline; they tell of the spread all the same.
+        chosen, reference, anchored, changed = _levels(
+            np.where(old, values, np.nan), accepted, size
+        )
     share = _process_share(values, processes, labels, within)
     weights = np.where(known, 1 / (1 - share + share / np.maximum(processes, 1)), 0.0)
     residuals, counts, levels = _residuals(values, weights, labels)
@@ -155,9 +163,8 @@ def learn(
     # A residual from a mean of n nights is smaller than the noise by sqrt(1 - 1/n).
     scaled *= np.sqrt(counts / np.maximum(freedom, 1))
     shared = _shared(scaled, known)
-    row = np.arange(nights)[:, None]
-    base = known & (labels == reference) & (row <= (nights if until is None else until))
-    after = known & (row >= anchored) & (row < nights)
+    base = old & (chosen == reference)
+    after = old & (row >= anchored)
     anchor = after & (np.cumsum(after, axis=0) <= ANCHOR_NIGHTS)
     most = int(counts.max(initial=0))
     return Model(
@@ -180,13 +187,16 @@ def judge(model: Model, tonight: Array, processes: Array, options: Options) -> J
     for nights in WINDOWS:
         recent = np.arange(rows)[:, None] >= rows - nights
         best.offer(
-            _contrast(filled, weights, recent & (weights > 0), base & ~recent), model, nights
+            _contrast(filled, weights, recent & (weights > 0), base & ~recent),
+            model,
+            nights,
+            tonight,
         )
     recent = np.arange(rows)[:, None] >= rows - CREEP_NIGHTS
     contrast = _contrast(filled, weights, recent & (weights > 0), anchor & ~recent)
     # An anchor that is the baseline itself says nothing new.
     contrast.enough[:] &= (anchor & ~recent).sum(axis=0) >= ANCHOR_NIGHTS
-    best.offer(contrast, model, 0)
+    best.offer(contrast, model, 0, tonight)
     return best.judged(np.isfinite(tonight))
 
 
@@ -223,11 +233,9 @@ class _Best:
         self.nights = np.ones(count, int)
         self.level, self.base_nights = np.full(count, np.nan), np.zeros(count, int)
         self.any = np.zeros(count, bool)
-        self.worse, self.better = np.zeros(count, bool), np.zeros(count, bool)
-        self.suspect = np.zeros(count, bool)
-        self.tonight = np.full(count, np.nan)
+        self.said = np.full(count, NOTHING)  # the most that a window says
 
-    def offer(self, found: _Contrast, model: Model, nights: int) -> None:
+    def offer(self, found: _Contrast, model: Model, nights: int, tonight: Array) -> None:
         """One more window."""
         size, level = self.options.size, self.options.level
         error = model.sigma * np.sqrt(found.variance)
@@ -235,35 +243,36 @@ class _Best:
         with np.errstate(invalid="ignore"):
             t = found.effect / error
             p, p_better = special.stdtr(freedom, -t), special.stdtr(freedom, t)
-        if nights == 1:
-            self.tonight = np.where(found.enough, found.effect, np.nan)
-        with np.errstate(invalid="ignore"):
-            sized, shrunk = found.effect >= size, found.effect <= -size
-            odd = (found.effect >= SUSPECT_SIZE * size) & (p < SUSPECT_LEVEL)
             # What was odd on earlier nights and is over is not told again.
-            still = np.abs(self.tonight) >= STILL * np.maximum(np.abs(found.effect), size)
-            lasts = found.enough & still & (self.tonight * found.effect > 0)
-            self.worse |= lasts & sized & (p < level)
-            self.better |= lasts & shrunk & (p_better < level)
-            self.suspect |= lasts & odd
-        least = np.where(found.enough, np.minimum(p, p_better), 1.0)
-        take = found.enough & (~self.any | (least < np.minimum(self.p, self.p_better)))
-        for mine, theirs in (
+            now = tonight - found.level
+            still = np.abs(now) >= STILL * np.maximum(np.abs(found.effect), size)
+            lasts = found.enough & still & (now * found.effect > 0)
+            odd = (found.effect >= SUSPECT_SIZE * size) & (p < SUSPECT_LEVEL)
+            worse = lasts & (found.effect >= size) & (p < level)
+            better = lasts & (found.effect <= -size) & (p_better < level)
+        said = np.select([worse, better, lasts & odd], [WORSE, BETTER, SUSPECT], NOTHING)
+        mine, least = np.minimum(self.p, self.p_better), np.minimum(p, p_better)
+        more = (said > self.said) | ((said == self.said) & (least < mine))
+        take = found.enough & (more | ~self.any)
+        for kept, offered in (
             (self.effect, found.effect), (self.error, error), (self.p, p),
-            (self.p_better, p_better), (self.level, found.level),
+            (self.p_better, p_better), (self.level, found.level), (self.said, said),
             (self.base_nights, found.nights), (self.nights, np.full(len(p), nights)),
         ):  # fmt: skip
-            mine[take] = theirs[take]
+            kept[take] = offered[take]
         self.any |= found.enough
 
     def judged(self, tonight: Array) -> Judged:
         """Of the series that have a value tonight."""
-        self.suspect |= self.worse
+        said = np.where(tonight, self.said, NOTHING)
         return Judged(
             self.effect, self.error, self.p, self.p_better, self.nights, self.level,
-            self.base_nights, self.any & tonight, self.worse & tonight, self.better & tonight,
-            self.suspect & tonight,
+            self.base_nights, self.any & tonight, said == WORSE, said == BETTER,
+            (said == WORSE) | (said == SUSPECT),
         )  # fmt: skip
+
+
+NOTHING, SUSPECT, BETTER, WORSE = range(4)
 
 
 def _freedom(model: Model, nights: int) -> Array:
@@ -319,7 +328,7 @@ def _level(values: Array, sigma: float, accepted: int, size: float) -> _Levels:
     for label, (start, end) in enumerate(itertools.pairwise([*starts, len(known)])):
         first, count = int(where[start]) if len(where) else 0, end - start
         mean = float(known[start:end].mean()) if count else level
-        free = 0 <= accepted <= first
+        free = accepted >= 0 and start == begun
         alike = abs(mean - level) <= ALIKE * sigma * math.sqrt(
             1 / max(count, 1) + 1 / max(nights, 1)
         )
@@ -332,7 +341,7 @@ def _level(values: Array, sigma: float, accepted: int, size: float) -> _Levels:
         if mean - level >= size and not free:
             made.changed = first
         elif count >= FEWEST_NIGHTS or free:
-            if level - mean >= size or first == accepted:
+            if level - mean >= size or free:
                 made.anchored = first
             made.reference, level, nights, made.changed = label, mean, count, -1
         else:
