@@ -13,16 +13,17 @@ from msgspec import Struct
 from bench import analysis, processes, ready, registry, runner, store, words
 from bench.environment import host
 from bench.errors import WrongUse
-from bench.halving import ENGINES_SHARE, FEWEST, ROUNDS, Halving, Limits
+from bench.halving import ENGINES_SHARE, FEWEST, ROUNDS, Halving, Limits, proving_s
 from bench.planning import Block, Plan
 from bench.schedules import FINAL, SCREEN
 from bench.schema import BUDGETS, Case, Record, tried
-from bench.stats.spread import spread
+from bench.stats.spread import FEWEST_PROCESSES, spread
 
 SIZES = {"cpu": [1, 8, 32], "gpu": [1, 32, 256]}
 OUTSIDE_S = 15.0  # of looking at the machine and the two sentinels
 ONLY_TRAINS_FROM = 2  # BatchNorm cannot train on one small image
 PRECISIONS = ["fp32", "tf32", "amp", "int8"]
+WORK = ("task", "model", "image_size", "data", "weights", "classes")  # rates of two do not compare
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -31,7 +32,7 @@ class Request(Struct, frozen=True, kw_only=True):
     axes: dict[str, list[Any]]
     limits: Limits
     minutes: float
-    fidelity_images: int
+    fidelity_images: int | None  # None: as many as the model's classes need
     results: Path
     rebuild: bool
 
@@ -55,8 +56,8 @@ def execute(asked: Request) -> int:
         cases=able,
         threads=[n for n in (cores // 2,) if n >= 1 and "threads" not in asked.axes],
         limits=asked.limits,
-        seconds=60 * asked.minutes - OUTSIDE_S,
-        fidelity_images=asked.fidelity_images,
+        seconds=_seconds(asked.minutes),
+        fidelity_images=0 if asked.limits.agreement is None else _inputs(asked, able[0]),
         timeout_s=60 * asked.minutes * ENGINES_SHARE,
     )
     found = msgspec.structs.replace(found, search=search, cases=able)
@@ -74,6 +75,21 @@ def execute(asked: Request) -> int:
     return 0 if any(r.purpose == FINAL for r in records) else 3
 
 
+def _seconds(minutes: float) -> float:
+    """What is left for tries."""
+    return 60 * minutes - OUTSIDE_S
+
+
+def _inputs(asked: Request, case: Case) -> int:
+    """On how many inputs agreement is judged. Raises WrongUse where it could never be stated."""
+    question = msgspec.json.encode([case, asked.fidelity_images])
+    answer = processes.ask("bench.fidelity", question)
+    count, reason = msgspec.json.decode(answer, type=tuple[int, str | None])
+    if reason is not None:
+        raise WrongUse(f"--min-agreement: {reason}.")
+    return count
+
+
 def plan(asked: Request) -> Plan:
     """Every engine in every precision; what is emulated is no candidate."""
     axes: dict[str, Any] = {
@@ -89,13 +105,15 @@ def plan(asked: Request) -> Plan:
 
 
 def limits(
+    axes: dict[str, list[Any]],
+    *,
     latency_ms: float | None,
     percentile: str,
     memory_mib: float | None,
     agreement: float | None,
-    weights: list[Any] | None,
+    minutes: float,
 ) -> Limits:
-    """Raises WrongUse for what cannot be kept or could not be known."""
+    """What a way must keep. Raises WrongUse for what cannot be kept or could not be known."""
     name = f"p{percentile.replace('.', '')}"
     if name not in FEWEST:
         known = "50, 90, 95, 99, 99.9"
@@ -103,16 +121,63 @@ def limits(
     for flag, value in (("--max-latency-ms", latency_ms), ("--max-memory-mib", memory_mib)):
         if value is not None and not 0 < value < float("inf"):
             raise WrongUse(f"{flag}: expected more than 0, not {value:g}.")
-    if agreement is not None and (weights or ["random"]) == ["random"]:
-        raise WrongUse(
-            "--min-agreement needs weights that have learnt something: --weights default or a "
-            "file. Random weights answer alike whatever they are shown."
-        )
-    return Limits(
+    asked = Limits(
         latency_ms=latency_ms,
         percentile=name,
         memory_bytes=None if memory_mib is None else memory_mib * 2**20,
         agreement=agreement,
+    )
+    for axis in WORK:
+        if len(axes.get(axis, [])) > 1:
+            flag = f"--{axis.replace('_', '-')}"
+            raise WrongUse(f"{flag}: bench best searches for one at a time; name one.")
+    if axes.get("task") == ["train"]:
+        _check_training(asked)
+    if agreement is not None:
+        _check_answers(axes)
+    if latency_ms is not None:
+        _check_requests(asked, percentile, minutes)
+    return asked
+
+
+def _check_training(asked: Limits) -> None:
+    for flag, value in (
+        ("--max-latency-ms", asked.latency_ms),
+        ("--min-agreement", asked.agreement),
+    ):
+        if value is not None:
+            raise WrongUse(
+                f"{flag} limits inference: a training step answers no request. Leave it out, or "
+                "search with --task infer."
+            )
+
+
+def _check_answers(axes: dict[str, list[Any]]) -> None:
+    """Agreement says something of a network that has learnt, on images like those it learnt."""
+    if axes.get("weights", ["random"]) == ["random"]:
+        raise WrongUse(
+            "--min-agreement needs weights that have learnt something: --weights default or a "
+            "file. Random weights answer alike whatever they are shown."
+        )
+    if axes.get("data", ["synthetic"]) == ["synthetic"]:
+        raise WrongUse(
+            "--min-agreement needs real images, at least half as many as the model has classes: "
+            "--data folder:DIR, and --fidelity-images N for another number than twice the "
+            "classes. A network predicts few of its classes on noise."
+        )
+
+
+def _check_requests(asked: Limits, percentile: str, minutes: float) -> None:
+    """A way that just keeps the limit must be provable in half of the time; the rest searches."""
+    needed_s = proving_s(asked)
+    if 2 * needed_s <= _seconds(minutes):
+        return
+    enough = math.ceil((2 * needed_s + OUTSIDE_S) / 60)
+    raise WrongUse(
+        f"--max-latency-ms {asked.latency_ms:g} cannot be shown at --percentile {percentile} in "
+        f"--max-minutes {minutes:g}: that takes {FEWEST[asked.percentile]:,} requests of each of "
+        f"the last ways, up to {words.duration(needed_s)}. Allow --max-minutes {enough}, or "
+        "choose a lower percentile."
     )
 
 
@@ -121,7 +186,7 @@ class Way(Struct, frozen=True):
 
     record: Record
     rate: float
-    half_width: float | None
+    half_width: float | None  # between processes; of one process, within it
     rounds: int
     broken: str | None
 
@@ -134,6 +199,11 @@ class Way(Struct, frozen=True):
             width = f"({words.why_no_interval(self.record.warnings)})"
         return f"{self.record.case_id}: {words.rate(self.rate)} images/s {width} ({times})"
 
+    @property
+    def between(self) -> float | None:
+        """The half-width between processes: an interval within one compares nothing."""
+        return self.half_width if self.rounds >= FEWEST_PROCESSES else None
+
 
 def told(records: list[Record], limits: Limits, search: Halving) -> list[str]:
     """The winner, what is as good, the gain, what each choice was worth, what was left out."""
@@ -144,8 +214,7 @@ def told(records: list[Record], limits: Limits, search: Halving) -> list[str]:
         return ["Nothing that was tried keeps these limits.", *_out(records, limits)]
     best = kept[0]
     lines = [f"The fastest here: {best.name}."]
-    lines += [f"  As good, within the intervals: {w.name}." for w in kept[1:] if _as_good(best, w)]
-    lines += [f"  Next: {w.name}." for w in kept[1:] if not _as_good(best, w)]
+    lines += [f"  {_standing(best, w)}: {w.name}." for w in kept[1:]]
     if best.rounds < ROUNDS:
         lines.append(
             f"  Processes differ by about 1 %: {ROUNDS} rounds would tell near ones apart, "
@@ -182,11 +251,25 @@ def _ways(finals: list[Record], limits: Limits) -> list[Way]:
     return ways
 
 
-def _as_good(best: Way, other: Way) -> bool:
-    """Whether the intervals overlap; one that is not known could be anywhere."""
-    if best.half_width is None or other.half_width is None:
-        return True
-    return other.rate * (1 + other.half_width) >= best.rate * (1 - best.half_width)
+# Processes differ by about 1 %, two cores of a virtual machine by 10 % (both seen): a way
+# slower than that by far needs no interval to be the slower one.
+FAR = 1.25
+
+
+def _standing(best: Way, other: Way) -> str:
+    """How another way stands to the fastest."""
+    as_good = _as_good(best, other)
+    if as_good is not None:
+        return "As good, within the intervals" if as_good else "Next"
+    near = best.rate < FAR * other.rate
+    return "Cannot be told apart (no interval)" if near else "Slower by far (no interval)"
+
+
+def _as_good(best: Way, other: Way) -> bool | None:
+    """Whether the intervals between processes overlap; None where one is not known."""
+    if best.between is None or other.between is None:
+        return None
+    return other.rate * (1 + other.between) >= best.rate * (1 - best.between)
 
 
 def _gains(best: Way, found: list[Way]) -> list[str]:
@@ -201,8 +284,9 @@ def _gains(best: Way, found: list[Way]) -> list[str]:
             lines.append(f"  It is {name} itself.")
         else:
             other = others[0]
-            widths = (best.half_width, other.half_width)
-            half = None if None in widths else math.hypot(*filter(None, widths))
+            half = None
+            if best.between is not None and other.between is not None:
+                half = math.hypot(best.between, other.between)
             gain = analysis.Ratio(other.record.case_id, best.rate / other.rate, half)
             lines.append(
                 f"  {words.ratio(gain)} × {name} "
@@ -253,5 +337,6 @@ def _out(records: list[Record], limits: Limits) -> list[str]:
         why = limits.broken(r.case, tried(r), short=r.purpose == SCREEN)
         if why is not None:
             reason = f"{r.status}: {r.reason}" if r.status != "measured" else why
-            lines[r.case_id] = f"Left out: {r.case_id}: {reason}."
+            # What was too late in its short try has no percentile in the long one.
+            lines.setdefault(r.case_id, f"Left out: {r.case_id}: {reason}.")
     return list(lines.values())

@@ -320,9 +320,13 @@ def best_command(
         option("--min-agreement", panel=HARD, text="Least top-1 agreement with fp32: 99%."),
     ] = None,
     fidelity_images: Annotated[
-        int,
-        option("--fidelity-images", panel=HARD, text="Inputs on which agreement is judged."),
-    ] = 256,
+        int | None,
+        option(
+            "--fidelity-images",
+            panel=HARD,
+            text="Inputs on which agreement is judged (default: 256, or twice the classes).",
+        ),
+    ] = None,
     max_minutes: Annotated[
         float, option("--max-minutes", panel=HARD, text="Time for the search.")
     ] = 4.0,
@@ -347,16 +351,24 @@ def best_command(
     }  # fmt: skip
     given |= {name: texts for name, texts in several.items() if texts}
     axes = {name: request.values(name, texts) for name, texts in given.items()}
-    agreement = None
+    minutes = request.positive(max_minutes, "--max-minutes", "minutes")
+    agreement = images = None
     if min_agreement is not None:
         agreement = request.share(min_agreement, "--min-agreement", whole=True)
     asked = best.Request(
+    if fidelity_images is not None:
+        images = request.values("fidelity_images", [str(fidelity_images)])[0]
         axes=axes,
         limits=best.limits(
-            max_latency_ms, percentile, max_memory_mib, agreement, axes.get("weights")
+            axes,
+            latency_ms=max_latency_ms,
+            percentile=percentile,
+            memory_mib=max_memory_mib,
+            agreement=agreement,
+            minutes=minutes,
         ),
-        minutes=request.positive(max_minutes, "--max-minutes", "minutes"),
-        fidelity_images=request.values("fidelity_images", [str(fidelity_images)])[0],
+        minutes=minutes,
+        fidelity_images=images,
         results=results,
         rebuild=no_cache,
     )

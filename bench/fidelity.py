@@ -10,16 +10,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy
 import torch
 from msgspec import Struct
 
+from bench import data
 from bench.cache import Cache
 from bench.errors import Unproven
 from bench.precisions import Precision
+from bench.schema import Budget, Case
 
 Reference = Callable[[torch.Tensor], torch.Tensor]  # images on the host → logits on the host
 CHECKED = 4  # images whose logits are compared before timing; in evaluation mode each is its own
@@ -60,7 +64,7 @@ def centred_sqnr_db(expected: torch.Tensor, found: torch.Tensor) -> float | None
 def _empty(best: torch.Tensor, classes: int) -> str | None:
     """Why agreement would say nothing, or None."""
     seen = len(set(best.tolist()))
-    if 2 * seen >= classes:
+    if _enough(seen, classes):
         return None
     return f"fp32 predicts {seen} of {classes} classes on {len(best)} inputs"
 
@@ -72,6 +76,38 @@ def _share(right: torch.Tensor) -> float:
 def eager_fp32(model: torch.nn.Module) -> Reference:
     """Eager fp32 on the host, which every engine must agree with."""
     own = next(model.parameters()).device
+def _enough(seen: int, classes: int) -> bool:
+    """Whether so many different answers make agreement say something."""
+    return 2 * seen >= classes
+
+
+def inputs(classes: int, asked: int | None, held: int) -> tuple[int, str | None]:
+    """On how many inputs to judge agreement, and why that could never say anything, or None.
+
+    asked: None takes twice the classes, of which a network that has learnt them predicts about
+    86 %, and no fewer than usual. held: images the data has.
+    """
+    wanted = max(Budget().fidelity_images, 2 * classes)
+    count = min(asked or wanted, held)
+    if _enough(count, classes):
+        return count, None
+    more = "name more images with --data" if held <= count else f"give --fidelity-images {wanted}"
+    return count, (
+        f"{count} inputs show at most {count} of the model's {classes:,} classes, and agreement is "
+        f"stated only where fp32 predicts half of them; {more}"
+    )
+
+
+def main(connection: Connection, payload: bytes) -> None:
+    """Answer `[case, asked]`, in a child that may open the case's data, as `inputs` does."""
+    case, asked = msgspec.json.decode(payload, type=tuple[Case, int | None])
+    source = data.open_source(case)
+    # Without a test folder those that calibrate are not judged by.
+    held = len(source.test) if source.test else len(source.train) - case.calibration_images
+    answer = inputs(case.classes or source.classes, asked, max(0, held))
+    connection.send_bytes(msgspec.json.encode(answer))
+
+
     twin = (model if own.type == "cpu" else copy.deepcopy(model).cpu()).eval()
 
     def logits(images: torch.Tensor) -> torch.Tensor:

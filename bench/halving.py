@@ -22,11 +22,14 @@ from bench.schema import Budget, Case, Trial, Tried
 KEPT = 3  # of each rung at least, and of the last
 # Of all seconds: how much may be spent when a try of engines, batch sizes, threads begins.
 ENGINES_SHARE, BATCHES_SHARE, THREADS_SHARE = 0.5, 0.65, 0.75
+REQUESTS_SHARE = 0.5  # of all seconds, the most that is set aside for requests of the last rung
 ROUNDS = 3
 FEWEST_TRIES = 3  # however little time there is: one is no choice
 FRESH_S = 6.0  # what a fresh interpreter takes longer to start (seen: 4 to 8 s on 2 cores)
+SLACK = 1.2  # a mean request takes longer than the median one
 BASELINE = ("eager", "fp32")
-FEWEST = {"p50": 8, "p90": 40, "p95": 80, "p99": 400, "p999": 4000}  # requests
+# Requests from which a percentile is stated, as bench.observe does (which brings torch).
+FEWEST = {"p50": 8, "p90": 40, "p95": 80, "p99": 400, "p999": 4000}
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -46,14 +49,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     def _late(self, tried: Tried, *, short: bool) -> str | None:
         if self.latency_ms is None:
             return None
-        name = "p50" if short else self.percentile
-        found = tried.latency_ms.get(name)
-        if found is None and short and tried.images_per_s:
-            # A request takes no less than a step of the throughput protocol.
-            found = 1000 * tried.batch_size / tried.images_per_s
-        if found is None:
-            return f"too few requests for {name}"
-        return f"{name} {found:.1f} ms" if found > self.latency_ms else None
+        wanted = "p50" if short else self.percentile
+        known = {name: ms for name, ms in tried.latency_ms.items() if ms is not None}
+        if short and (request_ms := _request_ms(tried)) is not None:
+            known["p50"] = request_ms
+        names = list(FEWEST)
+        # What is late at a lower percentile is late at the wanted one.
+        for name in reversed(names[: names.index(wanted) + 1]):
+            if known.get(name, 0.0) > self.latency_ms:
+                return f"{name} {known[name]:.1f} ms"
+        return None if wanted in known else f"too few requests for {wanted}"
 
     def _large(self, tried: Tried) -> str | None:
         if self.memory_bytes is None:
@@ -68,7 +73,12 @@ class Limits(Struct, frozen=True, kw_only=True):
         if self.agreement is None or exact:
             return None
         if tried.top1_agreement is None:
-            return f"its agreement is not known: {tried.note or 'it was not measured'}"
+            # A flag that a note names is one of `bench run`.
+            why = (tried.note or "it was not measured").partition(";")[0]
+            return (
+                f"its agreement is not known: {why} (--fidelity-images says on how many inputs, "
+                "--max-minutes how long)"
+            )
         little = tried.top1_agreement < self.agreement
         return f"agreement {100 * tried.top1_agreement:.1f} %" if little else None
 
@@ -87,8 +97,7 @@ class Halving(Struct, frozen=True):
         """The next try, while its rung has time left."""
         tries = [t for (_, _, purpose), t in done.items() if purpose in (SCREEN, FINAL)]
         spent = sum(t.seconds for t in tries)
-        # The first round of the last rung is always run: its time is set aside.
-        reserved = (KEPT + 2) * (spent / len(tries) + FRESH_S) if tries else 0.0
+        reserved = self._reserved(done)
         for arms, share in (
             (self.engines(), ENGINES_SHARE),
             (self.batches(done), BATCHES_SHARE),
@@ -133,10 +142,51 @@ class Halving(Struct, frozen=True):
         ]
 
     def finalists(self, done: Done) -> list[Case]:
-        """The best, the fastest eager fp32 and the fastest fp32."""
+        """The fastest, then whatever else there is time to prove the latency of.
+
+        Made of the short tries alone, so that they stay the same in every round.
+        """
+        left = self.seconds - sum(t.seconds for t in _short(done)) - self._starts_s(done)
+        kept: list[Case] = []
+        for case in self._candidates(done):
+            needs = self._requests_s(case, done)
+            if not kept or needs <= max(left, 0.0):
+                kept.append(case)
+                left -= needs
+        return kept
+
+    def _candidates(self, done: Done) -> list[Case]:
+        """The fastest, what its gain is stated over, and the next ones."""
         everything = self.everything(done)
         best = self.ranked(everything, done)[:KEPT]
-        return list(dict.fromkeys([*best, *self._plain(everything, done)])) if best else []
+        plain = self._plain(everything, done) if best else []
+        return list(dict.fromkeys([*best[:1], *plain, *best[1:]]))
+
+    def _reserved(self, done: Done) -> float:
+        """Seconds of a try, and of the first round of the last rung, which is always run."""
+        requests = sum(self._requests_s(c, done) for c in self._candidates(done))
+        round_s = self._starts_s(done) + min(requests, REQUESTS_SHARE * self.seconds)
+        return _mean_s(done) + round_s
+
+    def _starts_s(self, done: Done) -> float:
+        """Seconds of that round but for the requests that prove a latency."""
+        return (KEPT + 2) * (_mean_s(done) + FRESH_S)
+
+    def _requests_s(self, case: Case, done: Done) -> float:
+        """Seconds of the requests that prove a way's latency; 0 where it has none to prove."""
+        request_ms = _request_ms(done[_key(case)])
+        if request_ms is None or not self._proves(case, done):
+            return 0.0
+        return SLACK * FEWEST[self.limits.percentile] * request_ms / 1000
+
+    def _proves(self, case: Case, done: Done) -> bool:
+        """Whether a last try must show a percentile: not of fp32 that is too late anyway.
+
+        Such a way is measured again only for the gain over it.
+        """
+        if self.limits.latency_ms is None:
+            return False
+        return self.limits.broken(case, done[_key(case)], short=True) is None
 
     def _plain(self, cases: Sequence[Case], done: Done) -> list[Case]:
         """The fastest eager fp32 and the fastest fp32: what a gain is stated over.
@@ -175,7 +225,13 @@ class Halving(Struct, frozen=True):
         took = 0.0  # seconds of the round before
         for number in range(1, ROUNDS + 1):
             trials = [
-                Trial(case=c, round=number, purpose=FINAL, budget=self._finishing(), fresh=True)
+                Trial(
+                    case=c,
+                    round=number,
+                    purpose=FINAL,
+                    budget=self._finishing(proves=self._proves(c, done)),
+                    fresh=True,
+                )
                 for c in finalists
             ]
             left = [t for t in trials if t.key not in done]
@@ -199,23 +255,46 @@ class Halving(Struct, frozen=True):
             timeout_s=self.timeout_s,
         )
 
-    def _finishing(self) -> Budget:
-        wanted = FEWEST[self.limits.percentile] if self.limits.latency_ms is not None else 40
-        limit_s = (self.limits.latency_ms or 50.0) / 1000
+    def _finishing(self, *, proves: bool) -> Budget:
+        requests_s = SLACK * proving_s(self.limits) if proves else 1.0
         return Budget(
             name=FINAL,
             min_seconds=1.5,
             max_seconds=4.0,
-            latency_requests=wanted,
-            latency_seconds=1.2 * wanted * limit_s if self.limits.latency_ms is not None else 1.0,
+            latency_requests=FEWEST[self.limits.percentile] if proves else FEWEST["p90"],
+            latency_seconds=requests_s,
             fidelity_images=self.fidelity_images if self.limits.agreement is not None else 0,
             fidelity_of="all",
-            timeout_s=self.timeout_s + wanted * limit_s,
+            timeout_s=self.timeout_s + requests_s,
         )
+
+
+def proving_s(limits: Limits) -> float:
+    """Seconds of the requests that show the percentile of a way which just keeps its limit."""
+    return FEWEST[limits.percentile] * (limits.latency_ms or 0.0) / 1000
 
 
 def _key(case: Case) -> tuple[str, int, str]:
     return Trial(case=case, purpose=SCREEN).key
+
+
+def _short(done: Done) -> list[Tried]:
+    """The short tries so far."""
+    return [t for (_, _, purpose), t in done.items() if purpose == SCREEN]
+
+
+def _mean_s(done: Done) -> float:
+    """Seconds of a short try; 0 before the first."""
+    seconds = [t.seconds for t in _short(done)]
+    return sum(seconds) / max(1, len(seconds))
+
+
+def _request_ms(tried: Tried) -> float | None:
+    """The median request; where there were too few, a step of throughput, which takes no more."""
+    found = tried.latency_ms.get("p50")
+    if found is None and tried.images_per_s:
+        return 1000 * tried.batch_size / tried.images_per_s
+    return found
 
 
 def _way(case: Case) -> Case:

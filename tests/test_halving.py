@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from bench import sentinel
-from bench.halving import FINAL, ROUNDS, SCREEN, Halving, Limits
+from bench.halving import FEWEST, FINAL, FRESH_S, ROUNDS, SCREEN, Halving, Limits
 from bench.schedules import Several
 from bench.schema import Case, Key, Trial, Tried
 
@@ -166,3 +166,66 @@ def test_nothing_that_works_ends_the_search() -> None:
     while (trial := asked.next(done)) is not None:
         done[trial.key] = Tried(status="failed", batch_size=1, seconds=1.0)
     assert {key[2] for key in done} == {SCREEN}
+
+
+def timed(asked: Halving) -> list[tuple[Trial, float]]:
+    """All tries of a search and their seconds, requests and fresh interpreters included."""
+    done: dict[Key, Tried] = {}
+    trials: list[tuple[Trial, float]] = []
+    while (trial := asked.next(done)) is not None:
+        assert trial.budget is not None
+        request_s = trial.case.batch_size / rate(trial.case)
+        fits = min(trial.budget.latency_requests, trial.budget.latency_seconds / request_s)
+        seconds = 4.0 + fits * request_s + FRESH_S * trial.fresh
+        done[trial.key] = tried(trial.case, seconds)
+        trials.append((trial, seconds))
+        assert len(trials) < 200
+    return trials
+
+
+@pytest.mark.parametrize("percentile", ["p90", "p99"])
+@pytest.mark.parametrize("latency_ms", [50.0, 70.0, 150.0, 280.0])
+def test_requests_of_the_last_rung_are_paid_for_out_of_the_time(
+    latency_ms: float, percentile: str
+) -> None:
+    """Hundreds of requests of each finalist; none of what is late anyway."""
+    trials = timed(search(seconds=225.0, latency_ms=latency_ms, percentile=percentile))
+    assert sum(seconds for _, seconds in trials) <= 225
+    finals = [t for t, _ in trials if t.purpose == FINAL]
+    late = {t.case for t in finals if 1000 * t.case.batch_size / rate(t.case) > latency_ms}
+    assert late, "a gain is stated over fp32, late or not"
+    proved = {t.case for t in finals if t.budget and t.budget.latency_seconds > 1}
+    assert proved
+    assert not proved & late
+
+
+def test_time_for_these_requests_is_set_aside_before_more_is_tried() -> None:
+    """Three ways of 27 to 37 ms can be proved in 160 s if the short tries leave 45 s for it."""
+    trials = timed(search(seconds=160.0, latency_ms=50.0))
+    assert sum(seconds for _, seconds in trials) <= 160
+    proved = {t.case for t, _ in trials if t.budget and t.budget.latency_seconds > 1}
+    assert len(proved) == 3
+
+
+def test_the_finalists_are_the_same_in_every_round() -> None:
+    """A round's own seconds must not change who is in it."""
+    finals = [t for t, _ in timed(search(seconds=400.0, latency_ms=150.0)) if t.purpose == FINAL]
+    rounds = [{t.case for t in finals if t.round == n} for n in {t.round for t in finals}]
+    assert len(rounds) > 1
+    assert all(cases == rounds[0] for cases in rounds)
+
+
+def test_what_is_late_at_the_median_needs_no_more_requests() -> None:
+    case = Case()
+    few = tried(case, latency_ms={"p50": 80.0, "p99": None})
+    assert Limits(latency_ms=50.0).broken(case, few, short=False) == "p50 80.0 ms"
+    assert Limits(latency_ms=90.0).broken(case, few, short=False) == "too few requests for p99"
+    slow = tried(case, latency_ms={"p50": 20.0, "p99": 80.0})
+    assert Limits(latency_ms=50.0, percentile="p90").broken(case, slow, short=True) is None
+
+
+def test_percentiles_are_stated_from_as_many_requests_as_are_asked_for() -> None:
+    """Two tables, because one of them is in the room that imports torch."""
+    from bench.observe import PERCENTILES
+
+    assert {name: least for name, (_, least) in PERCENTILES.items()} == FEWEST
