@@ -18,7 +18,7 @@ from bench.errors import WrongUse
 from bench.schedules import FINAL, FIT, GRID, SCREEN, SEARCH
 from bench.schema import Case
 from bench.selectors import CASE_FIELDS, as_text
-from bench.stats.spread import spread
+from bench.stats.spread import FEWEST_PROCESSES, Spread, spread
 
 Row = dict[Hashable, Any]
 SERIES = ["case_id", "device_name", "machine_fingerprint", "simulated"]
@@ -195,12 +195,13 @@ class Ratio(Struct, frozen=True):
     """A throughput over another case's, with the relative half-width both intervals give.
 
     The half-width (root of the sum of squares) knows nothing of the difference
-    between processes unless both sides had several rounds.
+    between processes unless both sides had several rounds; `doubt` says so.
     """
 
     other_id: str
     value: float
     relative_half_width: float | None
+    doubt: str | None = None  # why it decides nothing: `in one process`; None: it may
 
 
 class Speedup(Struct, frozen=True):
@@ -235,11 +236,22 @@ def speedups(rows: pd.DataFrame, selector: str | None) -> list[Speedup]:
 
 
 def _speedup(row: Row, measured: pd.DataFrame, chosen: pd.DataFrame, free: list[str]) -> Speedup:
-    same = alike(chosen, row, [*free, "machine_fingerprint", "device_name"])
-    work = ["task", "model", "image_size", "data", "batch_size", "device", "epochs", "world_size"]
-    rivals = alike(measured, row, [*work, "machine_fingerprint"])
-    rivals = rivals[rivals["precision"] == "fp32"].sort_values("throughput_images_per_s")
-    return Speedup(row, ratio_over(row, same), ratio_over(row, rivals))
+    same = alike(chosen, row, [*free, *PLACE])
+    return Speedup(row, ratio_over(row, same), best_fp32(measured, row))
+
+
+PLACE = ["machine_fingerprint", "device_name"]
+# What two cases must have in common for one to be the better way to do the work of the other.
+WORK = [
+    "task", "model", "weights", "classes", "image_size", "data", "batch_size", "device", "epochs",
+    "world_size",
+]  # fmt: skip
+
+
+def best_fp32(measured: pd.DataFrame, row: Row) -> Ratio | None:
+    """`row` over the fastest fp32, by whatever engine, that does its work in its place."""
+    rivals = alike(measured[measured["precision"] == "fp32"], row, [*WORK, *PLACE])
+    return ratio_over(row, rivals.sort_values("throughput_images_per_s"))
 
 
 class Scaling(Struct, frozen=True):
@@ -252,7 +264,7 @@ class Scaling(Struct, frozen=True):
 def scalings(rows: pd.DataFrame) -> list[Scaling]:
     """Each measured row of several devices against the row that differs only in how many."""
     measured = rows[rows["status"] == "measured"]
-    free = [*(f for f in CASE_FIELDS if f != "world_size"), "machine_fingerprint", "device_name"]
+    free = [*(f for f in CASE_FIELDS if f != "world_size"), *PLACE]
     alone = measured[measured["world_size"] == 1]
     return [
         Scaling(row, _efficiency(row, alike(alone, row, free)))
@@ -264,7 +276,7 @@ def _efficiency(row: Row, one: pd.DataFrame) -> Ratio | None:
     found = ratio_over(row, one)
     if found is None:
         return None
-    return Ratio(found.other_id, found.value / row["world_size"], found.relative_half_width)
+    return msgspec.structs.replace(found, value=found.value / row["world_size"])
 
 
 def ratio_over(row: Row, others: pd.DataFrame) -> Ratio | None:
@@ -278,7 +290,25 @@ def ratio_over(row: Row, others: pd.DataFrame) -> Ratio | None:
         return Ratio(str(other["case_id"]), 1.0, 0.0)
     known = [w for w in widths if w is not None]
     half = math.hypot(*known) if len(known) == len(widths) else None
-    return Ratio(str(other["case_id"]), float(value), half)
+    return Ratio(str(other["case_id"]), float(value), half, _doubt(row, other))
+
+
+def _doubt(row: Row, other: Row) -> str | None:
+    """Why the ratio of two rows decides nothing: processes differ, and so do hours of a machine.
+
+    Only the rounds of one run are interleaved.
+    """
+    if row["run_id"] != other["run_id"]:
+        return "in different runs"
+    fewest = min(_processes(row), _processes(other))
+    if fewest >= FEWEST_PROCESSES:
+        return None
+    return "in one process" if fewest == 1 else f"in {fewest} processes"
+
+
+def _processes(row: Row) -> int:
+    """How many a row of `newest` was made of."""
+    return row["spread"].processes if isinstance(row["spread"], Spread) else 1
 
 
 def _relative_half_width(row: Row) -> float | None:

@@ -6,11 +6,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 from msgspec import Struct
 
 from bench import analysis, words
-from bench.analysis import DEFAULTS, Ratio, Row
+from bench.analysis import DEFAULTS, PLACE, Ratio, Row
 from bench.precisions import PRECISIONS, QAT
 from bench.selectors import CASE_FIELDS
 
@@ -39,18 +40,15 @@ def verdicts(rows: pd.DataFrame) -> list[Int8]:
 
 
 def _one(row: Row, fp32: pd.DataFrame) -> Int8:
-    place = ["machine_fingerprint", "device_name"]
     same = [f for f in CASE_FIELDS if f not in FREE]
-    own = analysis.alike(fp32, row, [*same, *place])
-    work = ["model", "image_size", "data", "weights", "batch_size", "device"]
-    rivals = analysis.alike(fp32, row, [*work, *place]).sort_values("throughput_images_per_s")
+    own = analysis.alike(fp32, row, [*same, *PLACE])
     over_own = analysis.ratio_over(row, own)
     smaller = _smaller(row, own)
     lost = _known(row["fp32_top1_accuracy"]), _known(row["top1_accuracy"])
     return Int8(
         row=row,
         own_fp32=over_own,
-        best_fp32=analysis.ratio_over(row, rivals),
+        best_fp32=analysis.best_fp32(fp32, row),
         smaller=smaller,
         accuracy_lost=None if None in lost else lost[0] - lost[1],  # type: ignore[operator]
         verdict=f"{_size_verdict(smaller)}; {_speed_verdict(over_own)}",
@@ -68,7 +66,7 @@ class TrainingCost(Struct, frozen=True):
         """How many plain steps one costs."""
         if self.plain is None:
             return None
-        return Ratio(self.plain.other_id, 1 / self.plain.value, self.plain.relative_half_width)
+        return msgspec.structs.replace(self.plain, value=1 / self.plain.value)
 
 
 def training_costs(rows: pd.DataFrame) -> list[TrainingCost]:
@@ -76,7 +74,7 @@ def training_costs(rows: pd.DataFrame) -> list[TrainingCost]:
     measured = rows[(rows["status"] == "measured") & (rows["task"] == "train")]
     usual = DEFAULTS["recipe"]
     plain = measured[measured["recipe"] == usual]
-    same = [f for f in CASE_FIELDS if f != "recipe"] + ["machine_fingerprint", "device_name"]
+    same = [*(f for f in CASE_FIELDS if f != "recipe"), *PLACE]
     return [
         TrainingCost(row, analysis.ratio_over(row, analysis.alike(plain, row, same)))
         for row in measured[measured["recipe"] == QAT].to_dict("records")
@@ -115,19 +113,26 @@ def _size_verdict(smaller: float | None) -> str:
 
 
 def _speed_verdict(own: Ratio | None) -> str:
-    """Whether the interval of the speed-up lies in what is claimed."""
+    """What may be said of the claim; one process decides nothing."""
     low, high = _bounds("speedup_int8_over_fp32")
     said = f"{low:g}–{high:g}× faster"
     if own is None:
         return f"{said}: untested, fp32 of this engine was not measured"
+    if own.doubt is not None:
+        return f"{said}: {own.doubt} {words.ratio(own)}, inconclusive; --repeats 3 of both decides"
+    return f"{said}: {_within(own, low, high)}"
+
+
+def _within(own: Ratio, low: float, high: float) -> str:
+    """Whether the interval of a speed-up lies in what is claimed."""
     if own.relative_half_width is None:
-        return f"{said}: cannot be said without an interval"
+        return "cannot be said without an interval"
     half = own.value * own.relative_half_width
     if own.value + half < low:
-        return f"{said}: does not hold, less"
+        return "does not hold, less"
     if own.value - half > high:
-        return f"{said}: more than that"
+        return "more than that"
     if own.value - half >= low and own.value + half <= high:
-        return f"{said}: holds"
+        return "holds"
     edge = low if own.value - half < low else high
-    return f"{said}: cannot be told, {words.ratio(own)} could be either side of {edge:g}"
+    return f"cannot be told, {words.ratio(own)} could be either side of {edge:g}"

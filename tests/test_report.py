@@ -356,3 +356,22 @@ def test_a_try_of_a_search_is_no_round_of_the_case(tmp_path: Path) -> None:
     rows = analysis.newest(store.read(tmp_path).frame)
     assert rows["throughput_images_per_s"].tolist() == [100.0]
     assert rows["spread"].isna().all()
+
+
+def test_the_int8_table_says_where_one_process_decides_nothing(tmp_path: Path) -> None:
+    """Beside each ratio, and in the verdict."""
+    plain = record(Case(), 10.0)
+    html = page(tmp_path, plain, record(Case(precision="int8"), 25.0, number=1))
+    table = html.split("<h2>INT8</h2>")[1].split("</table>")[0]
+    assert table.count('<span class="soft">in one process</span>') == 2
+    assert "in one process 2.50 ± 0.07, inconclusive; --repeats 3 of both decides" in table
+    assert ": holds" not in table
+
+
+def test_the_engine_charts_names_only_what_is_unusual() -> None:
+    from bench.charts import engines
+
+    row = {**analysis.DEFAULTS, "engine": "openvino", "precision": "int8"}
+    assert engines._label(row) == "openvino int8"
+    unusual = {"memory_format": "contiguous", "calibration_images": 256}
+    assert engines._label(row | unusual) == "openvino int8 contiguous 256"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bench.analysis import DEFAULTS
 from bench.charts import COLOURS, figure
 from bench.words import missing, rate
 
@@ -61,12 +62,12 @@ def _panel(ax: Axes, group: pd.DataFrame, colours: dict[str, str]) -> None:
     ax.grid(visible=False, axis="y")
 
 
-OTHERWISE = {"memory_format": "channels_last", "recipe": "sgd", "calibration_images": 32}
+USUAL = {name: DEFAULTS[name] for name in ("memory_format", "recipe", "calibration_images")}
 
 
 def _label(row: dict[Any, Any]) -> str:
     """Engine and precision, and what else is not as usual."""
-    more = [str(row[f]) for f, usual in OTHERWISE.items() if row[f] != usual]
+    more = [str(row[f]) for f, usual in USUAL.items() if row[f] != usual]
     more += [str(row["engine_mode"])] if isinstance(row["engine_mode"], str) else []
     more += [] if missing(row["threads"]) else [f"{row['threads']:g} threads"]
     return " ".join([str(row["engine"]), str(row["precision"]), *more])
