@@ -31,20 +31,32 @@ from bench.schema import BUDGETS, Case
 
 WITHIN, ENGINE = 0.005, 0.01
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
+WAYS = [f"{e}:{p}" for e, p in itertools.product(ENGINES, ("fp32", "int8"))]
+SHOWN, OFF, UNDECIDED = 0, 1, 3  # exit codes of --engines
 TURNS = 12  # samples of each worker of a pair
 
 
-def verdict(name: str, ratios: list[float], within: float = WITHIN) -> tuple[float, float]:
-    """Print a ratio with its interval, and whether it is shown to be 1."""
+def verdict(name: str, ratios: list[float], within: float = WITHIN) -> int:
+    """Print a ratio with its interval, and whether it is shown to be 1; SHOWN, OFF or UNDECIDED."""
     found = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
-    shown = found.low >= 1 - within and found.high <= 1 + within
+    code = standing(found.low, found.high, within)
     print(
         f"{name}: {statistics.median(ratios):.4f} [{found.low:.4f}, {found.high:.4f}] "
-        f"{len(ratios)} pairs: {'shown' if shown else 'not shown'} within "
+        f"{len(ratios)} pairs: {'shown' if code == SHOWN else 'not shown'} within "
         f"{1 - within:g}-{1 + within:g}",
         flush=True,
     )
-    return float(found.low), float(found.high)
+    return code
+
+
+def standing(low: float, high: float, within: float) -> int:
+    """Whether an interval shows that a ratio is 1 but for `within`, shows the contrary, or neither.
+
+    Too few pairs have an interval of NaN, which decides nothing.
+    """
+    if low >= 1 - within and high <= 1 + within:
+        return SHOWN
+    return OFF if high < 1 - within or low > 1 + within else UNDECIDED
 
 
 class Alternating(Delegate):
@@ -201,16 +213,21 @@ def one_more_case(cases: int = 8) -> None:
     )
 
 
-def engines_against_bare(seconds: float) -> int:
-    """Each engine in fp32 and INT8; 1 where one is shown to be more than 1 % off."""
-    far = False
-    for engine, precision in itertools.product(ENGINES, ("fp32", "int8")):
+def engines_against_bare(ways: list[str], seconds: float) -> int:
+    """Each way, ENGINE:PRECISION: OFF where one is shown to be, UNDECIDED where one could be."""
+    codes = {}
+    for way in ways:
+        engine, precision = way.split(":")
         case = Case(engine=engine, precision=precision, image_size=64, batch_size=2)
         # Frozen and quantised graphs are per process: each has its own.
         ratios = in_a_process(case, seconds)
-        low, high = verdict(f"{engine} {precision} ÷ bare loop, ResNet-50 64 px", ratios, ENGINE)
-        far |= high < 1 - ENGINE or low > 1 + ENGINE
-    return int(far)
+        codes[way] = verdict(f"{engine} {precision} ÷ bare loop, ResNet-50 64 px", ratios, ENGINE)
+    undecided = [way for way, code in codes.items() if code == UNDECIDED]
+    if undecided:
+        print(f"Undecided, more --seconds would tell: {', '.join(undecided)}.")
+    if OFF in codes.values():
+        return OFF
+    return UNDECIDED if undecided else SHOWN
 
 
 def in_a_process(case: Case, seconds: float) -> list[float]:
@@ -235,11 +252,21 @@ def main() -> None:
         "--pairs", type=int, default=40, help="of forked and fresh workers; 0: none"
     )
     parser.add_argument(
-        "--engines", action="store_true", help="only each engine against its runtime's bare loop"
+        "--engines",
+        action="store_true",
+        help="only each engine against its runtime's bare loop: exit 0 where each is shown to be "
+        "as fast within 1 %%, 1 where one is not, 3 where one is undecided",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=WAYS,
+        metavar="ENGINE:PRECISION",
+        help="as --engines, for this one; may be repeated",
     )
     options = parser.parse_args()
-    if options.engines:
-        sys.exit(engines_against_bare(options.seconds))
+    if options.engines or options.only:
+        sys.exit(engines_against_bare(options.only or WAYS, options.seconds))
     print(f"bench --help: median {help_seconds():.3f} s (target 0.2 s)", flush=True)
     one_more_case()
     if options.pairs:
