@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SERIES, NIGHTS, CHANGE, CHANGED = 100, 60, 40, 10
 NIGHT, PROCESS = 0.010, 0.011  # standard deviations, of logarithms
 ROUNDS = 6  # confirming ones at most
-PROCESSES = 20  # confirming ones a night at most: ten minutes of half a minute each
+PROCESSES = SERIES // 2  # confirming ones a night at most: half of its own time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +156,10 @@ def ours(seen: Seen) -> History:
         for s, more in night_.again.items():
             values[night, s] = np.mean([first[night, s], *more])
             processes[night, s] = 1 + len(more)
-            # A suspect's first process was chosen for being slow: it says nothing of the spread.
-            known = more if s != night_.control else [first[night, s], *more]
-            if len(known) > 1:
-                within = nights.Within(
-                    within.squares + float(np.var(known) * len(known)),
-                    within.freedom + len(known) - 1,
-                )
+            # First processes were chosen, for being slow or calm: they say nothing of the spread.
+            within = nights.Within(
+                within.squares + float(np.var(more) * len(more)), within.freedom + len(more) - 1
+            )
     return history
 
 
@@ -184,10 +181,11 @@ class Confirming:
         waiting = suspects
         while waiting:
             room = (PROCESSES - self.extra) // nights.FEWEST_CONFIRMING - 1
-            batch, waiting = np.split(waiting, [max(room, 0 if self.extra else 1)])
-            if not len(batch):
+            fitting = max(room, 0 if self.extra else 1)
+            if not fitting:
                 break
-            red += self._rounds(batch)
+            red += self._rounds(np.array(waiting[:fitting]))
+            waiting = waiting[fitting:]
         return red
 
     def _rounds(self, undecided: Array) -> list[int]:
@@ -244,7 +242,7 @@ def dashboard(seen: Seen) -> History:
 
 
 # Slow rules judge some nights only: those around a change.
-SOME = range(CHANGE - 1, CHANGE + 2)
+SOME = range(CHANGE - 1, CHANGE + 3)
 SLOW = ("asv 5 %", "Otava's defaults")
 
 

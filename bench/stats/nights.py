@@ -169,7 +169,7 @@ def learn(
     most = int(counts.max(initial=0))
     return Model(
         values, weights, labels, base, anchor, changed, sigma, total,
-        shared, most, share, _tail(scaled[known]),
+        shared, most, share, _tail(scaled[known & (row < _settled(nights))]),
     )  # fmt: skip
 
 
@@ -393,6 +393,11 @@ def _shared(scaled: Array, known: Array) -> float:
     alone = 1 / counts[rows]
     share = (means**2 - alone).mean() / (1 - alone).mean()
     return float(np.clip(share, 0, 1))
+
+
+def _settled(nights: int) -> int:
+    """How many nights tell of the tails: the latest may hold a change that no level shows yet."""
+    return nights - FEWEST_LEVEL if nights - FEWEST_LEVEL >= 2 * FEWEST_NIGHTS else nights
 
 
 def _tail(scaled: Array) -> float:
