@@ -232,6 +232,29 @@ def test_a_change_point_is_where_the_level_changed() -> None:
     assert changes.changes(values[:25], 0.01) == []
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 90),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 2.0, 3.5, 6.0]),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_a_steady_series_has_no_change(nights: int, seed: int, step: float, gone: float) -> None:
+    """The quick look at all series says only what the exact search would."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 1, (nights, 20)) + step * (
+        np.arange(nights)[:, None] >= rng.integers(0, nights, 20)
+    )
+    values[rng.random(values.shape) < gone] = np.nan
+    steady = changes.steady(values, np.ones(20))
+    for s in np.flatnonzero(steady):
+        assert changes.changes(values[np.isfinite(values[:, s]), s], 1.0) == []
+
+
+def test_most_quiet_series_need_no_search() -> None:
+    assert changes.steady(history(365, 500, sigma=0.01), np.full(500, 0.01)).mean() > 0.8
+
+
 def test_the_noise_is_that_within_levels() -> None:
     values = history(60, 30, sigma=0.01)
     values[25:] += 0.3

@@ -36,6 +36,51 @@ def changes(values: Array, sigma: float) -> list[int]:
     return ends[:-1]
 
 
+def steady(values: Array, sigma: Array) -> Array:
+    """Which series `changes` finds nothing in, exactly and for many at once; False: look.
+
+    values: nights × series with NaN for unknown. sigma: of each series.
+
+    A partition with K changes lowers the squared error by the sum over its segments of
+    (sum of deviations)² ÷ length. If no segment within the series gains more than PRICE and
+    none at its ends more than half of it, K changes gain at most K × PRICE: none pays. Of
+    segments over half of the series that follows from their ends.
+    """
+    found = np.zeros(values.shape[1], bool)
+    for start in range(0, values.shape[1], CHUNK):
+        some = slice(start, start + CHUNK)
+        found[some] = _steady(values[:, some], sigma[some])
+    return found
+
+
+def _steady(values: Array, sigma: Array) -> Array:
+    known = np.isfinite(values)
+    counts = known.sum(axis=0)
+    # Known nights first: a segment that reaches into what follows them is not the larger.
+    order = np.argsort(~known, axis=0, kind="stable")
+    packed = np.take_along_axis(np.where(known, values, 0.0), order, axis=0)
+    inside = np.arange(len(values))[:, None] < counts
+    packed -= packed.sum(axis=0) / np.maximum(counts, 1)
+    sums = np.zeros((len(values) + 1, values.shape[1]), np.float32)
+    np.cumsum(np.where(inside, packed, 0.0) / sigma, axis=0, out=sums[1:])
+    lengths = np.arange(len(sums))[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = np.fmax(sums**2 / lengths, sums**2 / np.maximum(counts - lengths, 0))
+    ends[~(lengths < counts)] = 0.0
+    ends[0] = 0.0
+    quiet = (ends <= ROUNDING * PRICE / 2).all(axis=0)
+    buffer = np.empty_like(sums)
+    for length in range(1, len(values) // 2 + 1):
+        gained = np.subtract(sums[length:], sums[:-length], out=buffer[:-length])
+        np.multiply(gained, gained, out=gained)
+        quiet &= gained.max(axis=0) <= ROUNDING * PRICE * length
+    return quiet
+
+
+CHUNK = 256  # series whose sums fit into a processor's cache
+ROUNDING = 0.999  # single precision
+
+
 def noise(values: Array) -> Array:
     """Standard deviation within levels of each series, from differences of neighbouring nights.
 

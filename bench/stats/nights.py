@@ -298,17 +298,15 @@ class _Levels(Struct):
 def _levels(values: Array, accepted: Array, size: float) -> tuple[Array, Array, Array, Array]:
     """_Levels of every series as arrays."""
     sigma = np.maximum(changes.noise(values), LEAST_SIGMA)
-    found = [
-        _level(values[:, s], float(sigma[s]), int(accepted[s]), size)
-        for s in range(values.shape[1])
-    ]
-    empty = np.zeros((len(values), 0), int)
-    return (
-        np.column_stack([f.labels for f in found]) if found else empty,
-        np.array([f.reference for f in found], int),
-        np.array([f.anchored for f in found], int),
-        np.array([f.changed for f in found], int),
-    )
+    labels = np.zeros(values.shape, np.int16)
+    reference, anchored = np.zeros((2, values.shape[1]), int)
+    changed = np.full(values.shape[1], -1)
+    for s in np.flatnonzero(~changes.steady(values, sigma) | (accepted >= 0)):
+        found = _level(values[:, s], float(sigma[s]), int(accepted[s]), size)
+        labels[:, s], reference[s], anchored[s], changed[s] = (
+            found.labels, found.reference, found.anchored, found.changed,
+        )  # fmt: skip
+    return labels, reference, anchored, changed
 
 
 def _level(values: Array, sigma: float, accepted: int, size: float) -> _Levels:
