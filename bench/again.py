@@ -10,7 +10,7 @@ import msgspec
 from bench import processes, ready, runner, store
 from bench.confirming import Confirm
 from bench.environment.fingerprints import machine_fingerprint
-from bench.errors import BenchError
+from bench.errors import BenchError, CannotStore
 from bench.history import History
 from bench.planning import Plan
 from bench.schema import Case, Record
@@ -42,8 +42,11 @@ def measure(
     found = msgspec.structs.replace(found, search=schedule)
     line = Line(plan.budget)
     watch = runner.Watch(started=line.started, progress=line.progress, recorded=line.finished)
-    with line:
-        runner.run(found, results, watch, named=history.runs[-1])
+    try:
+        with line:
+            runner.run(found, results, watch, named=history.runs[-1])
+    except CannotStore as error:  # a full disk: what is known already is still told
+        return str(error)
     return None
 
 

@@ -6,7 +6,8 @@ Pure functions of records; what they say is what was recorded, never a guess.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,53 +121,86 @@ def _median(values: Sequence[float] | None) -> float | None:
     return statistics.median(values) if values else None
 
 
-def neighbours(finding: Finding, judgement: Judgement, cases: dict[str, Case]) -> str | None:
+class Moves(Struct, frozen=True):
+    """One metric tonight: how far each case moved, and how many there are with each value.
+
+    Of every finding the same is asked, so that it is counted once: FIELD, VALUE → cases.
+    """
+
+    effects: dict[str, float]
+    limit: float
+    known: Counter[tuple[str, object]]
+    with_it: dict[bool, Counter[tuple[str, object]]]  # of those that became worse, and better
+    count: Counter[bool]
+
+
+def moves(judgement: Judgement, cases: Mapping[str, Case]) -> dict[str, Moves]:
+    """Of each metric."""
+    found = {}
+    ids, limit = judgement.history.series["case_id"], judgement.options.size
+    for look in judgement.looks:
+        judged = [s for s in np.flatnonzero(look.judged.judged) if ids[s] in cases]
+        made = Moves(
+            {ids[s]: float(look.judged.effect[s]) for s in judged},
+            limit,
+            Counter(),
+            {True: Counter(), False: Counter()},
+            Counter(),
+        )
+        for name, effect in made.effects.items():
+            values = [(field, getattr(cases[name], field)) for field in NEIGHBOURS]
+            made.known.update(values)
+            if abs(effect) >= limit:
+                made.with_it[effect > 0].update(values)
+                made.count[effect > 0] += 1
+        found[look.family.metric.column] = made
+    return found
+
+
+def neighbours(finding: Finding, moved: Moves | None, case: Case | None) -> str | None:
     """Which fields the series that moved with this one have in common, and the others have not."""
-    look = next((k for k in judgement.looks if k.family.metric.column == finding.metric), None)
-    if look is None or finding.case_id not in cases:
+    own = None if moved is None else moved.effects.get(finding.case_id)
+    if moved is None or case is None or own is None or len(moved.effects) < 2:
         return None
-    ids = judgement.history.series["case_id"]
-    effects = {
-        ids[s]: float(look.judged.effect[s])
-        for s in np.flatnonzero(look.judged.judged)
-        if ids[s] in cases
-    }
-    own = effects.get(finding.case_id)
-    if own is None or len(effects) < 2:
-        return None
-    limit = judgement.options.size
-    moved = {name for name, effect in effects.items() if abs(effect) >= limit and effect * own > 0}
-    if len(moved) == len(effects):
-        return f"all {len(effects)} cases moved with it"
-    if len(moved) == 1:
-        return f"it alone moved, {len(effects) - 1} neighbours did not"
-    best = _distinguishing(cases[finding.case_id], cases, set(effects), moved)
-    said = f"{len(moved)} of {len(effects)} cases moved"
+    count, all_ = moved.count[own > 0], len(moved.effects)
+    if count == all_:
+        return f"all {all_} cases moved with it"
+    if count == 1:
+        return f"it alone moved, {all_ - 1} neighbours did not"
+    best = _distinguishing(case, moved, worse=own > 0)
+    said = f"{count} of {all_} cases moved"
     return f"{said}: {best}" if best else said
 
 
-def _distinguishing(
-    mine: Case, cases: dict[str, Case], known: set[str], moved: set[str]
-) -> str | None:
+def _distinguishing(case: Case, moved: Moves, *, worse: bool) -> str | None:
     """The field whose value best tells those that moved from the others."""
     best, words_of_it = 0.5, None
     for field in NEIGHBOURS:
-        value = getattr(mine, field)
-        same = {n for n in known if getattr(cases[n], field) == value}
-        others = known - same
-        if not others or len(same) < 2:
+        value = getattr(case, field)
+        same = moved.known[field, value]
+        others = len(moved.effects) - same
+        if not others or same < 2:
             continue
-        with_it, without = len(same & moved) / len(same), len(others & moved) / len(others)
-        if with_it - without > best:
-            best = with_it - without
+        inside = moved.with_it[worse][field, value]
+        outside = moved.count[worse] - inside
+        if inside / same - outside / others > best:
+            best = inside / same - outside / others
             words_of_it = (
-                f"{len(same & moved)} of {len(same)} with {field} {as_text(value)}, "
-                f"{len(others & moved)} of {len(others)} others"
+                f"{inside} of {same} with {field} {as_text(value)}, {outside} of {others} others"
             )
     return words_of_it
 
 
 def last_good(history: History, finding: Finding) -> str | None:
-    """The night before the change."""
-    since = history.index(finding.since_run or history.runs[-1])
-    return None if not since else history.runs[since - 1]
+    """The newest night before the change in which the case was measured.
+
+    Undisturbed, where speed is the matter; another result is the same however fast it came.
+    """
+    since = history.index(finding.since_run or history.runs[-1]) or 0
+    rows = history.rows
+    mine = (rows["case_id"] == finding.case_id) & (rows["status"] == "measured")
+    mine &= rows["night"] < since
+    if finding.kind not in ("missing", "flaky", "differs"):
+        mine &= ~rows["contaminated"].astype(bool)
+    nights_of_it = rows["night"].to_numpy()[mine.to_numpy()]
+    return history.runs[int(nights_of_it.max())] if len(nights_of_it) else None

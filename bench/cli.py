@@ -86,6 +86,7 @@ _METAVARS = {
     "--confirm-budget": "10m",
     "--reason": "TEXT",
     "--run-id": "ID",
+    "--died": "CODE",
     **dict.fromkeys(("--batch-size", "--world-size", "--image-size", "--threads"), "N,…"),
     **dict.fromkeys(("--loader-workers", "--epochs", "--classes", "--seed"), "N,…"),
     **dict.fromkeys(("--task", "--model", "--device", "--precision", "--engine"), "NAME,…"),
@@ -355,9 +356,9 @@ def best_command(
     agreement = images = None
     if min_agreement is not None:
         agreement = request.share(min_agreement, "--min-agreement", whole=True)
-    asked = best.Request(
     if fidelity_images is not None:
         images = request.values("fidelity_images", [str(fidelity_images)])[0]
+    asked = best.Request(
         axes=axes,
         limits=best.limits(
             axes,
@@ -449,9 +450,13 @@ def regress_command(
         str, option("--min-effect", panel=HARD, text="The least change that is told (default: 3%).")
     ] = "3%",
     confirm_budget: Annotated[
-        str,
-        option("--confirm-budget", panel=HARD, text="Time to measure suspects again: 10m, 90s."),
-    ] = "10m",
+        str | None,
+        option(
+            "--confirm-budget",
+            panel=HARD,
+            text="Time to measure suspects again (default: half of the night's, at least 10m).",
+        ),
+    ] = None,
     no_confirm: Annotated[
         bool, option("--no-confirm", panel=HARD, text="Judge by history alone; measure nothing.")
     ] = False,
@@ -463,6 +468,10 @@ def regress_command(
         bool,
         option("--self-test", panel=HARD, text="Only say how often this history cries wolf."),
     ] = False,
+    died: Annotated[
+        int | None,
+        option("--died", panel=WHAT, text="Exit code of a run that broke off: the night is red."),
+    ] = None,
     results: Results = DEFAULT_RESULTS,
     json: Annotated[
         bool, option("--json", panel=WHERE, text="The judgement as one JSON object.")
@@ -483,9 +492,13 @@ def regress_command(
         run=run,
         against=against,
         size=size,
-        confirm_s=None if no_confirm else request.seconds(confirm_budget, "--confirm-budget"),
+        confirm=not no_confirm,
+        confirm_s=(
+            None if confirm_budget is None else request.seconds(confirm_budget, "--confirm-budget")
+        ),
         out=out,
         json=json,
+        died=died,
     )
     raise typer.Exit(regress.execute(asked))
 
@@ -496,11 +509,10 @@ def accept_command(
     reason: Annotated[str, option("--reason", panel=WHAT, text="Why this is the new normal.")],
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Take a case's level of the newest complete night for the new normal: a new baseline."""
+    """Take a case as the newest judged night found it for the new normal: a new baseline."""
     from bench import regress
 
-    one = regress.accept(results, case, reason)
-    typer.echo(f"Accepted by {one.who}: {one.case_id} from run {one.run_id} on ({one.reason}).")
+    typer.echo(regress.accept(results, case, reason))
 
 
 @app.command("compact", cls=Grouped, epilog=COMPACT_EXIT_CODES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from bench.errors import WrongUse
+
 FOLDER = "nightly"
 ACCEPTED = "accepted.jsonl"
 
 Colour = Literal["red", "yellow", "green"]
-Kind = Literal["worse", "better", "missing", "differs", "flaky"]
+Kind = Literal["worse", "better", "missing", "differs", "flaky", "disturbed"]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -27,7 +30,8 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     colour: red wakes people, yellow is for who looks, green is good news. kind: `worse` or
     `better` in size and evidence, `missing` (no result where there was one), `differs` (a
-    result outside its tolerance), `flaky` (failed, and worked when tried again).
+    result outside its tolerance), `flaky` (failed, and worked when tried again), `disturbed`
+    (others disturbed all that was measured of it for several nights).
     """
 
     colour: Colour
@@ -67,7 +71,13 @@ class Night(Struct, frozen=True, kw_only=True):
     against: str = "all nights since the last change"
     nights: int = 0  # of history
     confirmed: bool = False  # whether suspects were measured again
+    died: int | None = None  # exit code of a run that did not come to its end
     notes: list[str] = []  # sentences on the night as a whole
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything could be judged."""
+        return self.inconclusive < self.series
 
     @property
     def headline(self) -> str:
@@ -78,7 +88,7 @@ class Night(Struct, frozen=True, kw_only=True):
             said = "the night itself failed"
         elif reds:
             said = f"{what} regressed"
-        elif self.inconclusive == self.series:
+        elif not self.judged:
             said = "nothing could be judged"
         else:
             yellow = sum(f.colour == "yellow" for f in self.findings)
@@ -97,14 +107,27 @@ class Accepted(Struct, frozen=True, kw_only=True):
 
 
 def save(results: Path, night: Night) -> Path:
-    """Keep a judgement; judging a night again replaces it. Returns its file."""
-    folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{night.run_id}.json"
+    """Keep a judgement; judging a night again replaces it. Returns its file. Raises WrongUse."""
+    path = results / FOLDER / f"{night.run_id}.json"
     partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(night)))
-    partial.replace(path)
+    with _kept("The judgement", path.parent):
+        try:
+            partial.write_bytes(msgspec.json.format(msgspec.json.encode(night)))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _kept(what: str, folder: Path) -> Iterator[None]:
+    """Make the folder; a sentence where something cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise WrongUse(f"{what} could not be kept in {folder} ({why}).") from error
 
 
 def nights(results: Path) -> list[Night]:
@@ -117,21 +140,23 @@ def nights(results: Path) -> list[Night]:
 
 
 def accept(results: Path, accepted: Accepted) -> None:
-    """Add a line to what was accepted."""
+    """Add a line to what was accepted. Raises WrongUse."""
     folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ACCEPTED).open("ab") as file:
+    with _kept("What was accepted", folder), (folder / ACCEPTED).open("ab") as file:
         file.write(msgspec.json.encode(accepted) + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def accepted(results: Path) -> list[Accepted]:
-    """Everything that was accepted, oldest first; a broken line is passed over."""
+    """Everything that was accepted, oldest first; a broken line is passed over. Raises WrongUse."""
+    path = results / FOLDER / ACCEPTED
     try:
-        lines = (results / FOLDER / ACCEPTED).read_bytes().splitlines()
-    except FileNotFoundError:
+        lines = path.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be read ({error.strerror}).") from error
     found = []
     for line in lines:
         with contextlib.suppress(msgspec.MsgspecError):

@@ -20,7 +20,7 @@ from bench.errors import WrongUse
 from bench.findings import Accepted, Colour, Finding, Kind
 from bench.history import RESULTS, Family, History, Result
 from bench.schedules import CONFIRM, GRID
-from bench.stats import nights
+from bench.stats import nights, results
 from bench.stats.nights import FEWEST_CONFIRMING, Judged, Model, Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -251,50 +251,38 @@ def _since(look: Look, s: int) -> int:
 
 
 def differing(history: History, accepted: Sequence[Accepted]) -> list[Finding]:
-    """Results (loss, fidelity) of tonight outside their tolerance around earlier nights' median."""
+    """Results (loss, fidelity) of tonight outside their tolerance around the good nights' median.
+
+    Every process of a night must be outside.
+    """
     since = _accepted_nights(history, accepted)
-    rows = history.rows[history.rows["status"] == "measured"]
+    rows = history.rows
+    measured = (rows["status"] == "measured").to_numpy()
+    night, series = rows["night"].to_numpy(), rows["series"].to_numpy()
     found = []
     for result in RESULTS:
-        known = rows[rows[result.column].notna()]
-        tonight = known[known["night"] == history.tonight]
-        for key, mine in tonight.groupby("series"):
-            s = int(str(key))
-            before = known[
-                (known["series"] == s)
-                & (known["night"] < history.tonight)
-                & (known["night"] >= since[s])
-            ]
-            if since[s] == history.tonight or before.empty:
-                continue
-            told = _differs(result, before[result.column], mine[result.column])
-            if told is not None:
-                found.append(_differing(history, s, result, told))
+        raw = rows[result.column].to_numpy(dtype=float, na_value=np.nan)
+        use = measured & ~np.isnan(raw)
+        seen = results.walk(
+            night[use], series[use], raw[use], nights=len(history.runs), accepted=since,
+            limits=results.Tolerance(result.share, result.least, result.only_lower),
+        )  # fmt: skip
+        outside = np.flatnonzero(seen.outside[-1])
+        found += [_differing(history, int(s), result, seen) for s in outside]
     return found
 
 
-def _differs(
-    result: Result, before: pd.Series[Any], now: pd.Series[Any]
-) -> tuple[float, float] | None:
-    """Median before and now where every process of tonight is outside the tolerance."""
-    old, new = float(before.median()), float(now.median())
-    # Where results vary by themselves (no deterministic kernels), so may tonight's.
-    usual = 6 * 1.4826 * float((before - old).abs().median())
-    limit = max(result.least, result.share * abs(old), usual)
-    off = old - now if result.only_lower else (now - old).abs()
-    return (old, new) if bool((off > limit).all()) else None
-
-
-def _differing(history: History, s: int, result: Result, told: tuple[float, float]) -> Finding:
+def _differing(history: History, s: int, result: Result, seen: results.Walked) -> Finding:
     names = history.series.iloc[s]
-    old, new = told
+    old, new = float(seen.normal[s]), float(seen.values[-1, s])
+    since = seen.since(s)
     return Finding(
         colour="red", kind="differs",
         case_id=names["case_id"], device_name=names["device_name"],
         machine_fingerprint=names["machine_fingerprint"],
         metric=result.column, unit="", before=old, now=new,
         change=new / old - 1 if old else None,
-        since_run=history.runs[-1], since=history.starts[-1].to_pydatetime(),
+        since_run=history.runs[since], since=history.starts[since].to_pydatetime(),
         reason=f"{result.title} {old:.4g} → {new:.4g}: another result, not another speed",
     )  # fmt: skip
 
@@ -308,22 +296,44 @@ def lost(
     """
     if last_green is None or last_green == history.runs[-1]:
         return []
-    gone = {a.case_id for a in accepted if a.run_id == history.runs[-1]}
     green = planned[(planned["run_id"] == last_green) & (planned["status"] == "measured")]
-    tonight = planned[planned["run_id"] == history.runs[-1]]
-    found = []
     names = green[green["purpose"] == GRID].drop_duplicates("case_id")
-    for row in names.to_dict("records"):
-        mine = tonight[tonight["case_id"] == row["case_id"]]
-        first = mine[mine["purpose"] == GRID]
-        bad = first[first["status"].isin(LOST)]
-        if (len(first) and bad.empty) or row["case_id"] in gone:
+    tonight = planned[planned["run_id"] == history.runs[-1]]
+    first = tonight[tonight["purpose"] == GRID]
+    well = set(first["case_id"]) - set(first[first["status"].isin(LOST)]["case_id"])
+    gone = names[~names["case_id"].isin(list(well))]
+    if gone.empty:
+        return []
+    well_on = _last_well(history)
+    taken = {a.case_id: n for a in accepted if (n := history.index(a.run_id)) is not None}
+    found = []
+    for row in gone.to_dict("records"):
+        case_id = str(row["case_id"])
+        last = well_on.get(case_id, history.runs.index(last_green))
+        # Accepted on a night without a result, and there has been none since.
+        if taken.get(case_id, -1) > last:
             continue
-        found.append(_lost(history, row, bad, mine[mine["purpose"] == CONFIRM]))
+        mine = tonight[tonight["case_id"] == case_id]
+        grid, again = (mine[mine["purpose"] == p] for p in (GRID, CONFIRM))
+        found.append(_lost(history, row, last + 1, grid[grid["status"].isin(LOST)], again))
     return found
 
 
-def _lost(history: History, row: dict[Any, Any], bad: pd.DataFrame, again: pd.DataFrame) -> Finding:
+def _last_well(history: History) -> dict[str, int]:
+    """Of each case the newest night before this one that measured it in all its rounds."""
+    rows = history.rows[history.rows["purpose"] == GRID]
+    code, names = pd.factorize(rows["case_id"])
+    night, status = rows["night"].to_numpy(), rows["status"]
+    well = np.zeros((len(history.runs), len(names)), bool)
+    for value, mine in ((True, status == "measured"), (False, status.isin(LOST))):
+        well[night[mine.to_numpy()], code[mine.to_numpy()]] = value
+    whole = {str(name): np.flatnonzero(well[:-1, place]) for place, name in enumerate(names)}
+    return {name: int(on[-1]) for name, on in whole.items() if len(on)}
+
+
+def _lost(
+    history: History, row: dict[Any, Any], since: int, bad: pd.DataFrame, again: pd.DataFrame
+) -> Finding:
     if bad.empty:
         reason = "no record tonight: the run ended before this case, or no longer has it"
     else:
@@ -337,6 +347,6 @@ def _lost(history: History, row: dict[Any, Any], bad: pd.DataFrame, again: pd.Da
     return Finding(
         colour=colour, kind=kind, case_id=str(row["case_id"]),
         device_name=str(row["device_name"]), machine_fingerprint=str(row["machine_fingerprint"]),
-        since_run=history.runs[-1], since=history.starts[-1].to_pydatetime(),
+        since_run=history.runs[since], since=history.starts[since].to_pydatetime(),
         reason=reason + ("; it worked when retried" if worked else ""),
     )  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pandas as pd
 from msgspec import Struct
 
@@ -24,7 +26,7 @@ from bench import (
     tell,
     words,
 )
-from bench.errors import NothingToReport, WrongUse
+from bench.errors import NothingToReport, WrongUse, unknown
 from bench.findings import Accepted, Colour, Finding, Night
 from bench.history import History
 from bench.judging import Against, Judgement
@@ -32,43 +34,62 @@ from bench.schedules import CONFIRM, GRID
 from bench.schema import Record
 
 CAUSES = 4  # told of each finding
+EXPLAINED = 100  # findings whose causes are looked for, red ones first; more say the same again
 PIPE_WIDTH = 1000  # a pipe has no width: wide enough, so that nothing is folded
+UNKNOWN = "unknown"  # the plan of a run that left no record, where no other night was judged
+DISTURBED_NIGHTS = 3  # in a row, after which a series nobody knows anything of is told
+
+LEAST_CONFIRM_S = 600.0
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """What was asked for; size as a share, seconds for confirming or None for none."""
+    """What was asked for; size as a share.
+
+    confirm_s: seconds for confirming; None: half of what measuring the night took, and never
+    less than LEAST_CONFIRM_S.
+    died: the exit code of a run that did not come to its end.
+    """
 
     results: Path
     run: str | None
     against: str | None
     size: float
+    confirm: bool
     confirm_s: float | None
     out: Path | None
     json: bool
+    died: int | None = None
 
 
 def execute(asked: Request) -> int:
     """Judge, keep and tell. Returns 0, 1 (red) or 3 (nothing to judge); raises BenchError."""
     night = judge(asked)
     earlier = [n for n in findings.nights(asked.results) if n.plan == night.plan]
-    findings.save(asked.results, night)
+    try:
+        _tell(asked, night, earlier)
+    finally:  # last, so that a folder that cannot be written silences nobody
+        findings.save(asked.results, night)
+    return exit_code(night)
+
+
+def _tell(asked: Request, night: Night, earlier: list[Night]) -> None:
     if asked.json:
         print(msgspec.json.encode(night).decode())
     else:
         show(night)
-    if asked.out is not None:
-        # Beside JSON, standard output is nobody else's.
-        with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
-            untold = tell.everything(night, earlier, asked.out)
-        for sentence in untold:
-            print(sentence, file=sys.stderr)
-    return exit_code(night)
+    if asked.out is None:
+        return
+    # Beside JSON, standard output is nobody else's.
+    with contextlib.redirect_stdout(sys.stderr if asked.json else sys.stdout):
+        untold = tell.everything(night, earlier, asked.out)
+    for sentence in untold:
+        print(sentence, file=sys.stderr)
 
 
 def self_test(results: Path, run: str | None, size: float) -> int:
     """Print the alarm budget of the history up to a night."""
     frame = _read(results)
-    found = history.of(frame, _resolve(frame, run))
+    found = history.of(frame, _resolve(frame, run, findings.nights(results)))
     if found is None:
         raise NothingToReport("That run has no measured case to look back from.")
     for line in alarm.told(alarm.budget(found, size), found):
@@ -80,23 +101,26 @@ def exit_code(night: Night) -> int:
     """1 red; 3 where nothing could be judged; else 0."""
     if night.colour == "red":
         return 1
-    return 3 if night.inconclusive >= night.series else 0
+    return 0 if night.judged else 3
 
 
 def judge(asked: Request) -> Night:
     """The judgement of the night asked for, suspects measured again if that was asked for."""
-    frame = _read(asked.results)
-    run_id = _resolve(frame, asked.run)
+    frame = _read(asked.results, empty=asked.run is not None)
+    kept = findings.nights(asked.results)
+    run_id = _resolve(frame, asked.run, kept)
+    died = asked.died
+    if died is None:  # judged again, a run that died has died all the same
+        died = next((n.died for n in kept if n.run_id == run_id), None)
     found = history.of(frame, run_id)
     if found is None:
-        return _empty(run_id, frame)
-    kept = findings.nights(asked.results)
+        return _dead(_empty(run_id, frame, kept), died)
     accepted = findings.accepted(asked.results)
     green = last_green(found, kept, frame)
     chosen = judging.against(asked.against, found, green)
     judgement = judging.judge(found, chosen, accepted, asked.size)
     notes: list[str] = []
-    if asked.confirm_s is not None:
+    if asked.confirm:
         gone = judging.lost(found, frame, green, accepted)
         if confirm(asked, judgement, gone, green, notes):
             frame = _read(asked.results)
@@ -107,42 +131,71 @@ def judge(asked: Request) -> Night:
         *judging.lost(found, frame, green, accepted),
         *judging.differing(found, accepted),
         *judging.moved(judgement),
+        *_in_the_dark(found),
     ]
+    told.sort(key=lambda one: judging.COLOURS.index(one.colour))
     machine = attribution.machine(history.machine(frame, found), judgement.options.size)
     if machine is not None:
         notes.append(machine.sentence + ".")
+    if len(told) > EXPLAINED:
+        notes.append(f"Causes were looked for in the first {EXPLAINED} of {len(told)} findings.")
     told = _explained(asked.results, judgement, told, machine)
-    return _night(found, judgement, chosen, told, notes, _short_of(frame, run_id))
+    return _dead(_night(found, judgement, chosen, told, notes, _short_of(frame, run_id)), died)
 
 
-def _read(results: Path) -> pd.DataFrame:
+def _dead(night: Night, died: int | None) -> Night:
+    """The night of a run that did not come to its end is red, whatever it measured before."""
+    if died is None:
+        return night
+    why = f"The run did not come to its end: exit code {died}."
+    return msgspec.structs.replace(night, died=died, colour="red", notes=[why, *night.notes])
+
+
+def _read(results: Path, *, empty: bool = False) -> pd.DataFrame:
+    """Records with history.COLUMNS. Raises NothingToReport where there are none, if not `empty`."""
     if not results.is_dir():
         raise NothingToReport(f"There is no results folder {results}; measure first: bench run.")
     found = store.summary(results, history.COLUMNS)
     for sentence in found.passed_over:
         print(f"Note: {sentence}", file=sys.stderr)
-    if found.frame.empty:
+    if found.frame.empty and not empty:
         raise NothingToReport(f"No usable record in {results}; measure first: bench run.")
     return found.frame
 
 
-def _resolve(frame: pd.DataFrame, run: str | None) -> str:
+def _plan(kept: list[Night]) -> str | None:
+    """The plan that was judged last."""
+    known = [n for n in kept if n.plan != UNKNOWN]
+    return max(known, key=lambda n: n.judged_at).plan if known else None
+
+
+def _begun(run_id: str) -> datetime | None:
+    """When a run began, by its id; None where it is no id of a run."""
+    if not runner.RUN_ID.fullmatch(run_id):
+        return None
+    with contextlib.suppress(ValueError):
+        return datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return None
+
+
+def _resolve(frame: pd.DataFrame, run: str | None, kept: list[Night]) -> str:
     """The run meant; one that left no record is named whole, or it is a slip of the pen."""
     if run is None:
-        return history.choose(frame, None)
+        return history.choose(frame, _plan(kept))
     ids = sorted({str(i) for i in frame["run_id"].unique()})
     found = [run] if run in ids else [i for i in ids if i.startswith(run)]
     if len(found) == 1:
         return found[0]
-    if not found and runner.RUN_ID.fullmatch(run):
+    if not found and _begun(run) is not None:
         return run
-    known = ", ".join(ids[-5:])
+    known = ", ".join(ids[-5:]) or "none"
     raise WrongUse(f"--run {run} names {len(found) or 'no'} runs; the newest are: {known}.")
 
 
-def _empty(run_id: str, frame: pd.DataFrame) -> Night:
+def _empty(run_id: str, frame: pd.DataFrame, kept: list[Night]) -> Night:
     """A run without a record of a case."""
-    mine = frame[(frame["run_id"] == run_id) & (frame["purpose"] == GRID)]
+    rows = frame[frame["run_id"] == run_id]
+    mine = rows[rows["purpose"] == GRID]
     simulated = not mine.empty and bool(mine["simulated"].astype(bool).all())
     why = (
         f"Run {run_id} is simulated: its times mean nothing."
@@ -150,9 +203,13 @@ def _empty(run_id: str, frame: pd.DataFrame) -> Night:
         else f"Run {run_id} left no record of a case: it died before its first one."
     )
     now = datetime.now(UTC)
+    before = {n.run_id: n.plan for n in kept if n.plan != UNKNOWN}
+    plan, begun = before.get(run_id) or _plan(kept) or UNKNOWN, _begun(run_id) or now
+    if len(rows):  # the sentinel's say it as well
+        plan, begun = str(rows["plan"].iloc[0]), rows["started_at"].min().to_pydatetime()
     return Night(
-        run_id=run_id, plan=str(mine["plan"].iloc[0]) if len(mine) else "unknown",
-        started_at=now, judged_at=now, colour="green" if simulated else "red", notes=[why],
+        run_id=run_id, plan=plan, started_at=begun, judged_at=now,
+        colour="green" if simulated else "red", notes=[why],
     )  # fmt: skip
 
 
@@ -210,21 +267,57 @@ def _disturbed(found: History) -> list[str]:
     return said
 
 
+def _in_the_dark(found: History) -> list[Finding]:
+    """Cases with a metric that was known once, and that others disturbed night after night."""
+    rows = found.rows
+    measured = (rows["status"] == "measured").to_numpy()
+    night, series = rows["night"].to_numpy(), rows["series"].to_numpy()
+    titles: dict[int, list[str]] = {}
+    since: dict[int, int] = {}
+    for family in found.families:
+        known = np.isfinite(family.values)
+        dark = np.zeros(known.shape, bool)
+        for code in family.metric.void:
+            mine = measured & rows[code].to_numpy(dtype=bool)
+            dark[night[mine], series[mine]] = True
+        dark &= ~known
+        lasting = dark[-DISTURBED_NIGHTS:].all(axis=0) & known.any(axis=0)
+        for s in np.flatnonzero(lasting) if len(dark) > DISTURBED_NIGHTS else ():
+            begun = int(np.flatnonzero(~dark[:, s])[-1]) + 1
+            titles.setdefault(int(s), []).append(family.metric.title)
+            since[int(s)] = min(begun, since.get(int(s), begun))
+    return [_unknown_since(found, s, since[s], titles[s]) for s in sorted(titles)]
+
+
+def _unknown_since(found: History, s: int, since: int, titles: list[str]) -> Finding:
+    names = found.series.iloc[s]
+    return Finding(
+        colour="yellow", kind="disturbed",
+        case_id=names["case_id"], device_name=names["device_name"],
+        machine_fingerprint=names["machine_fingerprint"],
+        since_run=found.runs[since], since=found.starts[since].to_pydatetime(),
+        reason=f"others disturbed every measurement for {len(found.runs) - since} nights, so that "
+        f"nothing is known of its {', '.join(titles)}",
+    )  # fmt: skip
+
+
 def _explained(
     results: Path, judgement: Judgement, told: list[Finding], machine: attribution.Machine | None
 ) -> list[Finding]:
-    """Each finding with its first suspects and the command that measures it again."""
+    """Each finding with the command that measures it again; the first with their suspects."""
     if not told:
         return []
     found = judgement.history
     tonight = _by_case(store.records(results, found.runs[-1]))
     earlier: dict[str, dict[str, Record]] = {}
     cases = {case_id: record.case for case_id, record in tonight.items()}
+    moves = attribution.moves(judgement, cases)
+    asked = {one.case_id for one in told[:EXPLAINED]}
     explained = []
-    for one in told:
+    for one in told[:EXPLAINED]:
         good = attribution.last_good(found, one)
         if good is not None and good not in earlier:
-            earlier[good] = _by_case(store.records(results, good))
+            earlier[good] = _by_case(store.records(results, good, asked))
         before = earlier.get(good or "", {}).get(one.case_id)
         now = tonight.get(one.case_id)
         known = before is not None and now is not None
@@ -233,7 +326,10 @@ def _explained(
         last = alike if known and not causes else []
         if machine is not None and one.kind == "worse":
             causes.insert(0 if machine.slower else len(causes), machine.sentence)
-        with_it = attribution.neighbours(one, judgement, cases) if one.kind == "worse" else None
+        with_it = None
+        if one.kind == "worse":
+            moved = moves.get(one.metric or "")
+            with_it = attribution.neighbours(one, moved, cases.get(one.case_id))
         record = now or before
         explained.append(
             msgspec.structs.replace(
@@ -242,6 +338,10 @@ def _explained(
                 command=_command(record) if record else None,
             )
         )
+    for one in told[EXPLAINED:]:
+        record = tonight.get(one.case_id)
+        command = _command(record) if record else None
+        explained.append(msgspec.structs.replace(one, command=command))
     return explained
 
 
@@ -283,7 +383,7 @@ def confirm(
         retries=[records[f.case_id].case for f in gone if f.case_id in records],
         control=None if beside is None else records[beside].case,
         decide=confirming.decider(judgement, known, beside),
-        seconds=asked.confirm_s or 0.0,
+        seconds=_confirming_s(asked, found.runs[-1]),
         seconds_of={case_id: record.seconds for case_id, record in records.items()},
         fresh=any(r.worker == "fresh" for r in records.values()),
     )
@@ -293,28 +393,51 @@ def confirm(
     return why_not is None
 
 
-def accept(results: Path, case: str, reason: str) -> Accepted:
-    """Take the newest night's level of a case for the new normal. Raises WrongUse."""
-    import getpass
+def _confirming_s(asked: Request, run_id: str) -> float:
+    if asked.confirm_s is not None:
+        return asked.confirm_s
+    tonight = store.records(asked.results, run_id)
+    return max(LEAST_CONFIRM_S, sum(r.seconds for r in tonight if r.purpose == GRID) / 2)
 
+
+def accept(results: Path, case: str, reason: str) -> str:
+    """Take a night's level of a case, or its want of a result, for the new normal.
+
+    That night is the newest judged one in which the case was tried or told of. Returns what
+    was done as a sentence. Raises WrongUse.
+    """
     frame = _read(results)
-    run_id = history.choose(frame, None)
-    known = sorted({str(c) for c in frame[frame["purpose"] == GRID]["case_id"].unique()})
-    if case not in known:
-        from bench.errors import unknown
-
-        raise unknown("case", case, known)
+    kept = findings.nights(results)
+    grid = frame[(frame["purpose"] == GRID) & ~frame["simulated"].astype(bool)]
+    runs = {str(i) for i in grid[grid["case_id"] == case]["run_id"].unique()}
+    judged = [n for n in kept if n.run_id in runs or any(f.case_id == case for f in n.findings)]
+    if not runs and not judged:
+        raise unknown("case", case, {str(c) for c in grid["case_id"].unique()})
     if not reason.strip():
         raise WrongUse("--reason: say in a few words why this is the new normal.")
-    mine = frame[(frame["purpose"] == GRID) & (frame["case_id"] == case)]
-    plan_runs = frame[frame["plan"].isin(list(mine["plan"].unique()))]
-    run_id = history.choose(plan_runs, None)
+    if judged:
+        night = max(judged, key=lambda n: n.started_at)
+        run_id, plan, which = night.run_id, night.plan, "the newest judged night with it"
+    else:
+        run_id = history.choose(frame[frame["run_id"].isin(list(runs))], _plan(kept))
+        plan = str(frame[frame["run_id"] == run_id]["plan"].iloc[0])
+        which = "the newest complete night with it; none was judged yet"
     one = Accepted(
-        case_id=case, run_id=run_id, reason=reason.strip(), who=getpass.getuser(),
-        when=datetime.now(UTC),
-    )  # fmt: skip
+        case_id=case, run_id=run_id, reason=reason.strip(), who=_who(), when=datetime.now(UTC)
+    )
     findings.accept(results, one)
-    return one
+    return (
+        f"Accepted by {one.who}: {case} from run {run_id} of plan {plan} on ({which}): {one.reason}"
+    )
+
+
+def _who() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container nobody may have this number
+        return f"user {os.getuid()}"
 
 
 def show(night: Night) -> None:
@@ -323,7 +446,7 @@ def show(night: Night) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    print(night.headline)
+    print(f"{night.headline} (plan {night.plan})")
     for sentence in night.notes:
         console.print(Text(f"  {sentence}"))
     for one in night.findings:

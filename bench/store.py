@@ -227,14 +227,19 @@ def unfinished_run(
     return None
 
 
-def records(folder: Path, run_id: str) -> list[Record]:
-    """All records of a run, oldest first; what cannot be read is passed over."""
+def records(folder: Path, run_id: str, cases: Iterable[str] | None = None) -> list[Record]:
+    """Records of a run, or of some of its cases, oldest first; what cannot be read is left out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     schema = arrow_schema()
     table, _ = tables.gather(
         lambda: tables.of_run(folder, run_id),
         lambda path: tables.load(path, schema, run_id=run_id),
         tables.empty(schema),
     )
+    if cases is not None:  # a record is slow to make, and a run may have thousands
+        table = table.filter(pc.is_in(table["case_id"], pa.array(sorted(cases), pa.string())))
     found: dict[Key, Record] = {}
     for values in table.sort_by("started_at").to_pylist():
         with contextlib.suppress(msgspec.ValidationError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,10 +20,11 @@ from bench import store
 from bench.cli import main
 from bench.schema import Case, Record
 from tests.conftest import Bench, Done
-from tests.made_nights import CASES, make, run_id, slower, with_software
+from tests.made_nights import CASES, ROUNDS, make, run_id, slower, with_software
 
 LAST = 14  # the night judged
 INT8 = [c for c in CASES if c.precision == "int8"]
+REPLAY = run_id(LAST + 1)[:-6] + "ffffff"
 
 
 @pytest.fixture
@@ -157,15 +159,67 @@ def test_a_night_that_died_is_red_and_the_night_before_is_not_judged_in_its_plac
 
 
 def test_a_night_without_any_record_is_red(bench: Bench, tmp_path: Path) -> None:
-    code, night = judged(bench, make(tmp_path / "r", 6), "--run", run_id(20))
+    """Of the plan that was judged last, and of the time in its name, whenever it is judged."""
+    results = make(tmp_path / "r", 6)
+    judged(bench, results)
+    for _ in range(2):
+        code, night = judged(bench, results, "--run", run_id(20))
+        assert (code, night["colour"], night["plan"]) == (1, "red", "nightly")
+        assert night["started_at"] == "2026-10-21T00:00:00Z"
+        assert "left no record" in night["notes"][0]
+
+
+def test_a_first_night_without_any_record_is_red(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert bench("regress", "--results", "empty").code == 3
+    code, night = judged(bench, tmp_path / "empty", "--run", run_id(0))
     assert (code, night["colour"]) == (1, "red")
-    assert "left no record" in night["notes"][0]
 
 
-def test_a_mistyped_run_is_wrong_use(bench: Bench, tmp_path: Path) -> None:
-    done = bench("regress", "--results", str(make(tmp_path / "r", 2)), "--run", "20260101")
+def test_a_run_that_died_after_its_last_record_is_red(bench: Bench, tmp_path: Path) -> None:
+    """Told like any red night, and still when the night is judged again."""
+    results = make(tmp_path / "r", LAST + 1)
+    command = ("--run", run_id(LAST), "--out", "out")
+    code, night = judged(bench, results, *command, "--died", "137")
+    assert (code, night["colour"], night["findings"]) == (1, "red", [])
+    assert "exit code 137" in (tmp_path / "out" / "nightly.md").read_text()
+    assert "exit code 137" in (tmp_path / "out" / "junit.xml").read_text()
+    code, night = judged(bench, results, *command)
+    assert (code, night["died"]) == (1, 137)
+
+
+@pytest.mark.parametrize("run", ["20260101", "20261399T000000Z-000000"])
+def test_a_mistyped_run_is_wrong_use(bench: Bench, tmp_path: Path, run: str) -> None:
+    done = bench("regress", "--results", str(make(tmp_path / "r", 2)), "--run", run)
     assert done.code == 2
     assert "names no runs" in done.err
+
+
+def replayed(results: Path, case: Case, **facts: Any) -> None:
+    """A run of the plan `one` after the nights: what a finding's command leaves in the folder."""
+    mine = {"run_id": REPLAY, "plan": "one", "planned": ROUNDS, **facts}
+    make(
+        results, LAST + 2, seed=9,
+        change=lambda night, c, made: (
+            msgspec.structs.replace(made, **mine) if night > LAST and c == case else None
+        ),
+    )  # fmt: skip
+
+
+def test_the_newest_complete_night_is_one_of_the_plan(bench: Bench, tmp_path: Path) -> None:
+    """Not a replay and nothing simulated; the plan is said."""
+    results = make(tmp_path / "r", LAST + 1)
+    replayed(results, CASES[0])
+    for name in ("judged by nobody yet", "judged last"):
+        done = bench("regress", "--results", str(results), "--no-confirm")
+        assert done.code == 0, name
+        assert done.out.startswith(f"Night {run_id(LAST)} is GREEN"), name
+        assert "(plan nightly)" in done.out, name
+    assert judged(bench, results, "--run", REPLAY)[0] == 3
+    assert judged(bench, results)[1]["run_id"] == REPLAY  # now its plan is the one judged last
+    simulated = make(tmp_path / "s", LAST + 1)
+    replayed(simulated, CASES[0], plan="nightly", simulated=True)
+    assert judged(bench, simulated)[1]["run_id"] == run_id(LAST)
 
 
 def test_another_loss_is_red_whatever_the_speed(bench: Bench, tmp_path: Path) -> None:
@@ -178,6 +232,46 @@ def test_another_loss_is_red_whatever_the_speed(bench: Bench, tmp_path: Path) ->
     code, night = judged(bench, make(tmp_path / "r", LAST + 1, change))
     assert code == 1
     assert {(f["kind"], f["metric"]) for f in night["findings"]} == {("differs", "last_loss")}
+
+
+def test_a_wrong_result_does_not_become_normal_by_lasting(bench: Bench, tmp_path: Path) -> None:
+    """Night after night, with its first night and what changed then, until it is accepted."""
+    train = next(c for c in CASES if c.task == "train")
+    first = 5
+
+    def change(night: int, case: Case, made: Record) -> Record:
+        if case != train or not first <= night <= LAST + 1:
+            return made
+        made = with_software(made, torch="2.99.0")
+        other = msgspec.structs.replace(made.measurement, last_loss=2.6)
+        return msgspec.structs.replace(made, measurement=other)
+
+    results = make(tmp_path / "r", LAST + 3, change, cases=[train, CASES[0]])
+    code, night = judged(bench, results, "--run", run_id(LAST))
+    assert code == 1
+    (one,) = night["findings"]
+    assert (one["before"], one["now"]) == (2.5, 2.6)
+    assert one["since_run"] == run_id(first)
+    assert "2.99.0" in one["causes"][0]
+    accepted = bench("accept", train.case_id, "--reason", "x", "--results", str(results))
+    assert run_id(LAST) in accepted.out
+    for last, expected in ((LAST, 0), (LAST + 1, 0), (LAST + 2, 1)):  # the last is as before
+        code, night = judged(bench, results, "--run", run_id(last))
+        assert code == expected, night
+    assert night["findings"][0]["since_run"] == run_id(LAST + 2)
+
+
+def test_a_result_that_varies_by_itself_alarms_nobody(bench: Bench, tmp_path: Path) -> None:
+    """A tolerance is wider where good nights varied; a night far out of it is still told."""
+    train = next(c for c in CASES if c.task == "train")
+
+    def change(night: int, case: Case, made: Record) -> Record:
+        share = 0.2 if night == LAST + 1 else 0.005 * (night % 5 - 2)
+        other = msgspec.structs.replace(made.measurement, last_loss=2.5 * (1 + share))
+        return msgspec.structs.replace(made, measurement=other)
+
+    results = make(tmp_path / "r", LAST + 2, change, cases=[train])
+    assert [judged(bench, results, "--run", run_id(LAST + n))[0] for n in (0, 1)] == [0, 1]
 
 
 def test_disturbed_measurements_alarm_nobody(bench: Bench, tmp_path: Path) -> None:
@@ -198,9 +292,30 @@ def test_simulated_nights_are_not_judged(bench: Bench, tmp_path: Path) -> None:
         tmp_path / "r", LAST + 1,
         lambda _night, _case, made: msgspec.structs.replace(made, simulated=True),
     )  # fmt: skip
-    code, night = judged(bench, results)
+    code, night = judged(bench, results, "--run", run_id(LAST))
     assert code == 3
     assert "simulated" in night["notes"][0]
+    done = bench("regress", "--results", str(results))
+    assert done.code == 2
+    assert "simulated" in done.err
+
+
+def test_a_case_that_is_always_disturbed_is_told(bench: Bench, tmp_path: Path) -> None:
+    """From the third night in a row on, in yellow, with the night it began."""
+
+    def change(night: int, case: Case, made: Record) -> Record:
+        spoilt = case == CASES[0] and night >= LAST - 2
+        return msgspec.structs.replace(made, warnings=["contaminated"]) if spoilt else made
+
+    results = make(tmp_path / "r", LAST + 1, change)
+    assert judged(bench, results, "--run", run_id(LAST - 1))[1]["findings"] == []
+    code, night = judged(bench, results, "--out", str(tmp_path / "out"))
+    assert (code, night["colour"]) == (0, "yellow")
+    (one,) = night["findings"]
+    assert (one["kind"], one["case_id"]) == ("disturbed", CASES[0].case_id)
+    assert one["since_run"] == run_id(LAST - 2)
+    assert "for 3 nights" in one["reason"]
+    assert CASES[0].case_id in (tmp_path / "out" / "nightly.md").read_text()
 
 
 def test_an_accepted_change_is_the_new_baseline(bench: Bench, tmp_path: Path) -> None:
@@ -224,6 +339,140 @@ def test_an_accepted_change_is_the_new_baseline(bench: Bench, tmp_path: Path) ->
     (later / "nightly" / "accepted.jsonl").write_text("\n".join([*kept, "not json"]))
     code, night = judged(bench, later)
     assert (code, night["findings"]) == (0, [])
+
+
+def test_an_accepted_change_is_that_of_the_night_judged(bench: Bench, tmp_path: Path) -> None:
+    """Not that of a replay since, which is no night of the plan."""
+    case = INT8[0]
+    results = make(tmp_path / "r", LAST + 1, only_tonight(0.1, case))
+    replayed(results, case)
+    assert judged(bench, results)[0] == 1
+    done = bench("accept", case.case_id, "--reason", "x", "--results", str(results))
+    assert f"from run {run_id(LAST)} of plan nightly" in done.out
+    assert judged(bench, results)[0] == 0
+    new = make(tmp_path / "new", LAST + 1)
+    replayed(new, case)
+    done = bench("accept", case.case_id, "--reason", "x", "--results", str(new))
+    assert "none was judged yet" in done.out
+
+
+def test_a_lost_case_can_be_accepted(bench: Bench, tmp_path: Path) -> None:
+    """Until it has a result again: then losing that is news."""
+    case = CASES[0]
+
+    def change(night: int, c: Case, made: Record) -> Record | None:
+        if night in (LAST, LAST + 1):  # the plan has one case less
+            less = msgspec.structs.replace(made, planned=ROUNDS * (len(CASES) - 1))
+            return None if c == case else less
+        if night == LAST + 3 and c == case:
+            return msgspec.structs.replace(made, status="failed", reason="of a test")
+        return made
+
+    results = make(tmp_path / "r", LAST + 4, change)
+    codes = []
+    for night in (LAST, LAST, LAST + 1, LAST + 2, LAST + 3):
+        code, found = judged(bench, results, "--run", run_id(night))
+        if not codes:
+            done = bench("accept", case.case_id, "--reason", "x", "--results", str(results))
+            assert run_id(LAST) in done.out
+        codes.append(code)
+    assert codes == [1, 0, 0, 0, 1]
+    (one,) = found["findings"]
+    assert (one["kind"], one["since_run"]) == ("missing", run_id(LAST + 3))
+
+
+def test_accepting_a_speed_accepts_no_failure(bench: Bench, tmp_path: Path) -> None:
+    case = INT8[0]
+
+    def change(night: int, c: Case, made: Record) -> Record:
+        if c != case or night < LAST:
+            return made
+        made = slower(made, 0.1)
+        return made if night == LAST else msgspec.structs.replace(made, status="failed")
+
+    results = make(tmp_path / "r", LAST + 2, change)
+    assert judged(bench, results, "--run", run_id(LAST))[0] == 1
+    assert bench("accept", case.case_id, "--reason", "x", "--results", str(results)).code == 0
+    code, night = judged(bench, results)
+    assert (code, [f["kind"] for f in night["findings"]]) == (1, ["missing"])
+
+
+def test_a_failure_says_since_when_and_why_on_every_night(bench: Bench, tmp_path: Path) -> None:
+    case, first = CASES[0], LAST - 2
+
+    def change(night: int, c: Case, made: Record) -> Record:
+        if night < first:
+            return made
+        made = with_software(made, torch="2.99.0")
+        return msgspec.structs.replace(made, status="failed", reason="x") if c == case else made
+
+    results = make(tmp_path / "r", LAST + 1, change)
+    for last in range(first, LAST + 1):
+        code, night = judged(bench, results, "--run", run_id(last))
+        assert code == 1
+        (one,) = night["findings"]
+        assert one["since_run"] == run_id(first)
+        assert "2.99.0" in one["causes"][0]
+
+
+def test_the_good_night_is_one_that_measured_the_case(bench: Bench, tmp_path: Path) -> None:
+    """The night before the change had no record of it."""
+    case = INT8[0]
+
+    def change(night: int, c: Case, made: Record) -> Record | None:
+        if c != case or night < LAST - 1:
+            return made
+        return None if night == LAST - 1 else slower(with_software(made, torch="2.99.0"), 0.1)
+
+    _, night = judged(bench, make(tmp_path / "r", LAST + 1, change))
+    assert {f["case_id"] for f in night["findings"]} == {case.case_id}
+    assert all("2.99.0" in f["causes"][0] for f in night["findings"])
+
+
+def test_of_many_findings_the_first_are_explained(bench: Bench, tmp_path: Path) -> None:
+    """It is said how many; each has its command."""
+    cases = [Case(batch_size=n) for n in range(1, 61)]
+    code, night = judged(bench, make(tmp_path / "r", 8, lambda night, _, made: (
+        slower(made, 0.2) if night == 7 else made
+    ), cases=cases))  # fmt: skip
+    assert code == 1
+    assert len(night["findings"]) == 120
+    assert any("the first 100 of 120 findings" in note for note in night["notes"])
+    explained = [any("all 60 cases moved" in c for c in f["causes"]) for f in night["findings"]]
+    assert explained == [True] * 100 + [False] * 20
+    assert all(f["command"] for f in night["findings"])
+
+
+def test_a_folder_that_cannot_be_written_silences_nobody(bench: Bench, tmp_path: Path) -> None:
+    """Exit code 2 and a sentence; what was found is told first."""
+    results = make(tmp_path / "r", LAST + 1, only_tonight(0.1, INT8[0]))
+    (results / "nightly").write_text("in the way")
+    done = bench("regress", "--results", str(results), "--no-confirm", "--out", "out")
+    assert done.code == 2
+    assert "is RED" in done.out
+    assert "The judgement could not be kept in" in done.err
+    assert "RED" in (tmp_path / "out" / "nightly.md").read_text()
+    done = bench("accept", INT8[0].case_id, "--reason", "x", "--results", str(results))
+    assert done.code == 2
+    assert "What was accepted could not be kept in" in done.err
+    (results / "nightly").unlink()
+    (results / "nightly" / "accepted.jsonl").mkdir(parents=True)
+    done = bench("regress", "--results", str(results), "--no-confirm")
+    assert done.code == 2
+    assert "accepted.jsonl cannot be read" in done.err
+
+
+def test_who_accepted_need_not_have_a_name(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may run as a number that its list of users does not know."""
+    results = make(tmp_path / "r", LAST + 1)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    done = bench("accept", CASES[0].case_id, "--reason", "x", "--results", str(results))
+    assert done.code == 0
+    assert done.out.startswith(f"Accepted by user {os.getuid()}: ")
 
 
 def test_against_names_the_nights_of_the_baseline(bench: Bench, tmp_path: Path) -> None:

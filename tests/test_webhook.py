@@ -11,12 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import feedparser
+import msgspec
 import pytest
 from hypothesis import given, settings
 
 from bench import tell
 from bench.errors import Untold
 from bench.outlets import webhook
+from bench.schema import Case, Record
+from tests.conftest import Bench
+from tests.made_nights import make, run_id
 from tests.nights import finding, hostile, night, spoilt, spoilt_night
 
 SECRET = "T0PS3CRET"
@@ -108,9 +113,34 @@ def test_which_nights_are_told(receiver: Receiver, tmp_path: Path) -> None:
     assert "after a red night" in webhook.render(nights[4], nights)
     unjudged = night("green", number=4, inconclusive=40)
     assert webhook.render(unjudged, nights[:4]) == ""
+    assert webhook.render(night(number=5), [*nights[:4], unjudged])  # it hides no recovery either
     assert webhook.render(night(number=4, plan="other"), nights[:4]) == ""
     tell.everything(nights[0], [], tmp_path)
     assert receiver.got == []
+
+
+def test_a_recovery_is_told_after_nights_that_say_nothing(
+    receiver: Receiver, bench: Bench, tmp_path: Path
+) -> None:
+    """Died before its first case, then disturbed as a whole, then green: one feed of one plan."""
+
+    def change(number: int, _: Case, made: Record) -> Record | None:
+        if number == 9:
+            return None
+        return msgspec.structs.replace(made, warnings=["contaminated"]) if number == 10 else made
+
+    make(tmp_path / "r", 12, change)
+    for number, code in ((8, 0), (9, 1), (10, 3), (11, 0)):
+        told = ("--run", run_id(number), "--out", "out")
+        done = bench("regress", "--results", "r", "--no-confirm", *told)
+        assert done.code == code, done.out
+    died, recovered = (sent["text"] for _, _, sent in receiver.got)
+    assert f"{run_id(9)} is RED: the night itself failed" in died
+    assert f"{run_id(11)} is GREEN" in recovered
+    assert "after a red night" in recovered
+    feed = feedparser.parse((tmp_path / "out" / "feed.xml").read_text())
+    assert feed.feed.title == "Nights of the plan nightly"
+    assert [e.published[:10] for e in feed.entries] == [f"2026-10-{n:02d}" for n in (12, 11, 10, 9)]
 
 
 def test_a_broken_server_is_asked_once_more(receiver: Receiver) -> None:

@@ -1,7 +1,7 @@
 """A message to the webhook in BENCH_WEBHOOK_URL, in the form that Slack reads.
 
 Told are red nights, and the first green one after a red one; nothing else, for a message every
-morning is one that nobody reads. A night that judged nothing is no recovery.
+morning is one that nobody reads. A night that judged nothing is no recovery, and hides none.
 
 Format: Slack's incoming webhooks, `text` beside Block Kit's `blocks`; Mattermost, Rocket.Chat
 and others read the `text`. Limits: 50 blocks, 3,000 characters a text; a message of some 13,200
@@ -38,9 +38,9 @@ ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u200b"}
 
 def render(night: Night, earlier: list[Night]) -> str:
     """The message as JSON; empty if this night is none to tell of."""
-    before = [n.colour for n in others(night, earlier) if n.colour != "yellow"]
-    judged = night.inconclusive < night.series
-    recovered = night.colour == "green" and judged and before[-1:] == ["red"]
+    # Neither a yellow night nor one that judged nothing says that it is over.
+    telling = [n for n in others(night, earlier) if n.colour == "red" or _green(n)]
+    recovered = _green(night) and bool(telling) and telling[-1].colour == "red"
     if night.colour != "red" and not recovered:
         return ""
     text = _escaped(night.headline + (" (after a red night)" if recovered else ""))
@@ -58,6 +58,10 @@ def render(night: Night, earlier: list[Night]) -> str:
         texts.append(said)
     blocks = [{"type": "section", "text": _mrkdwn(t)} for t in texts]
     return msgspec.json.encode({"text": f"{ICONS[night.colour]} {text}", "blocks": blocks}).decode()
+
+
+def _green(night: Night) -> bool:
+    return night.colour == "green" and night.judged
 
 
 def deliver(text: str, timeout_s: float = 10, pause_s: float = 1) -> None:
