@@ -127,7 +127,7 @@ def _compact(folder: Path, done: Compacted, now: datetime) -> bool:
     merged = {path for path in paths if tables.MERGED.fullmatch(os.path.basename(path))}
     runs_of, left = _runs_of(merged)
     facts, more = _facts([path for path in paths if path not in merged])
-    months, young = _months(facts, runs_of, now)
+    months, young = _months(facts, runs_of, now, left)
     for month in months:
         if not month.single and len(month.merged) < 2:
             continue
@@ -184,9 +184,12 @@ def _facts(paths: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def _months(
-    facts: pd.DataFrame, runs_of: dict[str, set[str]], now: datetime
+    facts: pd.DataFrame, runs_of: dict[str, set[str]], now: datetime, left: dict[str, str]
 ) -> tuple[list[Month], list[str]]:
-    """What is to be merged with what, and the runs that are not finished."""
+    """What is to be merged with what, and the runs that are not finished.
+
+    Adds to `left` merged files that cannot be read: their runs' other files stay beside them.
+    """
     months: dict[str, Month] = {}
     for path in sorted(runs_of):
         name = _month_of(path)
@@ -196,7 +199,11 @@ def _months(
     for run_id, here in facts.groupby("run_id"):
         # What is left of a run after a crash says less than its rows that were merged.
         home = homes.get(str(run_id))
-        rows = here if home is None else _with_merged(here, home, str(run_id))
+        try:
+            rows = here if home is None else _with_merged(here, home, str(run_id))
+        except Unusable as reason:
+            left[str(home)] = str(reason)
+            continue
         if not finished(rows, now):
             young.append(str(run_id))
             continue

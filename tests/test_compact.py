@@ -103,6 +103,23 @@ def test_what_cannot_be_merged_is_left_and_named(bench: Bench, tmp_path: Path) -
     assert contents == {name: (data / f"{name}.parquet").read_bytes() for name in odd}
 
 
+def test_a_merged_file_that_cannot_be_read_is_left_with_what_belongs_to_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """It holds the run of a leftover, and no longer says whether that is finished."""
+    data = fill(tmp_path / "data", range(1))
+    kept = data / names(data)[0]
+    content = kept.read_bytes()
+    compaction.compact(data)
+    (merged,) = names(data)
+    pq.write_table(pq.read_table(data / merged).drop_columns(["planned"]), data / merged)
+    kept.write_bytes(content)
+    done = bench("compact", "--results", "data")
+    assert done.code == 0, done.err
+    assert f"Left as it is: {merged}: not a whole record, it lacks planned." in done.out
+    assert names(data) == sorted([merged, kept.name])
+
+
 def test_a_file_of_an_older_version_is_merged_as_it_is_read(tmp_path: Path) -> None:
     """Columns it lacks are unknown, and there is no older copy left afterwards."""
     fill(tmp_path, range(1))
