@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ MODEL, SIDE, BATCH, SEED = "resnet18", 32, 128, 42
 LEAST_AGREEMENT, MOST_LOST = 0.98, 0.01
 ENGINES = "eager,compile,onnxruntime,openvino"
 TORCH = ("eager", "compile")  # they convert what torch has trained for INT8
+WRAPPED: Any = {"width": 100, "break_on_hyphens": False, "break_long_words": False}
 VERSIONS = ("torch", "torchao", "onnxruntime", "openvino")  # columns of a record
 PLAN = """# INT8 of a trained network on every engine
 budget = "quick"
@@ -239,18 +241,20 @@ def document(text: str, rows: list[dict[str, Any]], made_by: str, trained: str) 
     versions = [f"{n} {fact(rows, n)}" for n in VERSIONS if fact(rows, n)]
     if nncf := software.version("nncf"):  # no column of a record
         versions.append(f"nncf {nncf}")
-    return f"""# What INT8 does to the answers
-
-Made by `{made_by} --out FILE`: {network}, {trained or "with weights trained before"}, then each
-engine's INT8 against eager fp32 on {compared} test images. The promise is at least
-{100 * LEAST_AGREEMENT:g} % agreement and at most {100 * MOST_LOST:g} point of accuracy lost. SQNR
-is of the logits centred over the inputs (bench/fidelity.py says why).
-
-{text}
-
-With {", ".join(versions)} on {fact(rows, "cpu_model")} ({fact(rows, "cpu_cores_usable")} cores,
-{", ".join(int8[0]["cpu_features"] or ["instruction sets not known"])}).
-"""
+    how = textwrap.fill(
+        f"Made by `{made_by} --out FILE`: {network}, {trained or 'with weights trained before'}, "
+        f"then each engine's INT8 against eager fp32 on {compared} test images. The promise is at "
+        f"least {100 * LEAST_AGREEMENT:g} % agreement and at most {100 * MOST_LOST:g} point of "
+        "accuracy lost. SQNR is of the logits centred over the inputs (bench/fidelity.py).",
+        **WRAPPED,
+    )
+    where = textwrap.fill(
+        f"With {', '.join(versions)} on {fact(rows, 'cpu_model')} "
+        f"({fact(rows, 'cpu_cores_usable')} cores, "
+        f"{', '.join(int8[0]['cpu_features'] or ['instruction sets not known'])}).",
+        **WRAPPED,
+    )
+    return f"# What INT8 does to the answers\n\n{how}\n\n{text}\n\n{where}\n"
 
 
 def fact(rows: list[dict[str, Any]], column: str) -> str:

@@ -59,7 +59,7 @@ def test_the_page_says_what_was_compared_and_with_what(
 ) -> None:
     """Numbers of the records, not those that were asked for; no path of this machine."""
     code, out = run(script, tmp_path, every(), "--images", "5000")
-    text = out.read_text()
+    text = " ".join(out.read_text().split())
     assert code == 0
     assert "on 1,234 test images" in text
     assert "40 training images of `photos`" in text
@@ -75,7 +75,7 @@ def test_weights_of_before_claim_no_training(script: dict[str, Any], tmp_path: P
     weights = tmp_path / "before.pt"
     weights.write_bytes(b"")
     _, out = run(script, tmp_path, every(), "--weights", str(weights))
-    text = out.read_text()
+    text = " ".join(out.read_text().split())
     assert "--weights before.pt" in text
     assert "with weights trained before" in text
     assert "epochs" not in text
