@@ -135,8 +135,8 @@ def choose(frame: pd.DataFrame, plan: str | None) -> str:
     runs = complete(frame)
     if not runs:
         raise WrongUse(
-            "No run is complete yet (simulated ones are none); name one with --run ID to judge it "
-            "as it is."
+            "No run is complete yet (simulated ones do not count); bench regress --run ID judges "
+            "one as it is."
         )
     firsts = frame.drop_duplicates("run_id")
     plans = {str(r): str(p) for r, p in zip(firsts["run_id"], firsts["plan"], strict=True)}
@@ -162,26 +162,28 @@ def of(frame: pd.DataFrame, run_id: str) -> History | None:
 
     Only nights that share a machine with it, and only what was measured, not simulated.
     """
-    cases = frame[frame["purpose"].isin([GRID, CONFIRM])]
-    mine = cases[cases["run_id"] == run_id]
+    # One mask and one copy: a year of nights is millions of rows.
+    cases = frame["purpose"].isin([GRID, CONFIRM])
+    mine = frame[["plan", "machine_fingerprint"]][cases & (frame["run_id"] == run_id)]
     if mine.empty:
         return None
     plan = str(mine["plan"].iloc[0])
-    machines = set(mine["machine_fingerprint"].astype(str))
-    cases = cases[(cases["plan"] == plan) & ~cases["simulated"].astype(bool)]
-    here = cases[cases["machine_fingerprint"].isin(machines)]["run_id"].unique()
-    cases = cases[cases["run_id"].isin(list(here))]
-    grid = cases[cases["purpose"] == GRID]
+    cases &= (frame["plan"] == plan) & ~frame["simulated"].astype(bool)
+    here = cases & frame["machine_fingerprint"].isin(list(mine["machine_fingerprint"].unique()))
+    cases &= frame["run_id"].isin(list(frame["run_id"][here].unique()))
+    grid = frame[["run_id", "started_at"]][cases & (frame["purpose"] == GRID)]
     starts = grid.groupby("run_id", observed=True)["started_at"].min().sort_values()
     if run_id not in starts.index:  # simulated
         return None
     runs = [str(r) for r in starts.index]
     runs = runs[: runs.index(run_id) + 1]
     starts = starts[: len(runs)]
-    cases = cases[cases["run_id"].isin(runs)]
-    night = pd.Categorical(cases["run_id"].astype(str), categories=runs).codes.astype(np.int64)
-    series = cases[SERIES].astype(str).groupby(SERIES, sort=False).ngroup().to_numpy()
-    rows = cases.assign(night=night, series=series)
+    rows = frame[cases & frame["run_id"].isin(runs)]
+    series = rows.groupby(SERIES, sort=False, observed=True, dropna=False).ngroup()
+    rows = rows.assign(
+        night=rows["run_id"].map({run: n for n, run in enumerate(runs)}).astype(np.int32),
+        series=series.astype(np.int32),
+    )
     names = rows.drop_duplicates("series").sort_values("series")[SERIES].astype(str)
     count = len(names)
     families = [_family(m, rows, len(runs), count) for m in METRICS]
@@ -199,7 +201,8 @@ def _family(metric: Metric, rows: pd.DataFrame, nights: int, series: int) -> Fam
     for code in metric.void:
         usable &= ~rows[code].to_numpy(dtype=bool)
     logs = logs[usable]
-    place = rows["night"].to_numpy()[usable] * series + rows["series"].to_numpy()[usable]
+    night = rows["night"].to_numpy(dtype=np.int64)[usable]
+    place = night * series + rows["series"].to_numpy()[usable]
     sums = np.bincount(place, logs, nights * series)
     counts = np.bincount(place, minlength=nights * series)
     with np.errstate(invalid="ignore"):
@@ -207,7 +210,7 @@ def _family(metric: Metric, rows: pd.DataFrame, nights: int, series: int) -> Fam
     confirming = (rows["purpose"] == CONFIRM).to_numpy()[usable]
     shape = (nights, series)
     return Family(
-        metric, values.reshape(shape), counts.reshape(shape),
+        metric, values.reshape(shape), counts.reshape(shape).astype(np.int32),
         _within(logs, 2 * place + confirming, 2 * nights * series),
         *_again(logs, place, confirming & (place >= (nights - 1) * series), series),
     )  # fmt: skip
