@@ -27,6 +27,13 @@ from bench.schema import Budget, Case
 
 Reference = Callable[[torch.Tensor], torch.Tensor]  # images on the host → logits on the host
 CHECKED = 4  # images whose logits are compared before timing; in evaluation mode each is its own
+# The second input before timing is the first one's negative at half its contrast. On random
+# weights two images' logits may be 2 % apart, less than INT8 rounds; these are 50 % apart. More
+# contrast than INT8 was calibrated for would be cut off.
+CONTRAST = -0.5
+# Share of fp32's change from the first to the second that an engine's may be off by. A stale
+# answer is off by all of it; INT8 by 5 to 12 % (ResNet-50 at 224 px, ResNet-18 at 32).
+MOST_ASTRAY = 0.5
 
 
 class Fidelity(Struct, frozen=True, kw_only=True):
@@ -69,13 +76,6 @@ def _empty(best: torch.Tensor, classes: int) -> str | None:
     return f"fp32 predicts {seen} of {classes} classes on {len(best)} inputs"
 
 
-def _share(right: torch.Tensor) -> float:
-    return float(right.double().mean())
-
-
-def eager_fp32(model: torch.nn.Module) -> Reference:
-    """Eager fp32 on the host, which every engine must agree with."""
-    own = next(model.parameters()).device
 def _enough(seen: int, classes: int) -> bool:
     """Whether so many different answers make agreement say something."""
     return 2 * seen >= classes
@@ -108,6 +108,13 @@ def main(connection: Connection, payload: bytes) -> None:
     connection.send_bytes(msgspec.json.encode(answer))
 
 
+def _share(right: torch.Tensor) -> float:
+    return float(right.double().mean())
+
+
+def eager_fp32(model: torch.nn.Module) -> Reference:
+    """Eager fp32 on the host, which every engine must agree with."""
+    own = next(model.parameters()).device
     twin = (model if own.type == "cpu" else copy.deepcopy(model).cpu()).eval()
 
     def logits(images: torch.Tensor) -> torch.Tensor:
@@ -130,6 +137,19 @@ def demand(error: float, precision: Precision) -> None:
         raise Unproven(
             f"its logits differ from eager fp32 by {error:.2g} of their size, {precision.name} may "
             f"by {precision.tolerance:g}: a wrong answer is not a measurement"
+        )
+
+
+def demand_following(change: torch.Tensor, expected: torch.Tensor) -> None:
+    """An answer that does not follow its input is none. Raises Unproven.
+
+    change: from the logits of one input to those of another; expected: the same of eager fp32.
+    """
+    error = difference(change, expected)
+    if not error <= MOST_ASTRAY:
+        raise Unproven(
+            f"its logits do not follow the input: from one to another they change otherwise than "
+            f"eager fp32's, by {error:.2g} of that change: a wrong answer is not a measurement"
         )
 
 

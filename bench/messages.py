@@ -24,7 +24,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
     log: str
     root: int
     cache: str  # folder of built artefacts
-    rebuild: bool = False  # none is taken from there
+    scratch: str  # a folder of this case's own, gone with it
     idle_power_w: float | None = None
     device_name: str | None = None
     host_peaks: dict[str, Peak] = {}  # what this run's sentinel measured, by bench.peaks.COLUMNS

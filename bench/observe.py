@@ -114,7 +114,8 @@ def follow(order: Order, announced: Callable[[], int]) -> None:
 
 def built(order: Order) -> Cache:
     """What earlier cases have built."""
-    return Cache(Path(order.cache), rebuild=order.rebuild)
+    threads = order.case.threads or default_threads()
+    return Cache(Path(order.cache), threads=threads, scratch=Path(order.scratch))
 
 
 def _sentinel(case: Case) -> workload.Work:

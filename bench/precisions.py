@@ -20,7 +20,8 @@ class Precision(Struct, frozen=True):
     tf32       whether matrix products and convolutions may round inputs to TF32.
     autocast   the type autocast uses: the device's usual one, a forced one, or none.
     tolerance  how far logits may be from eager fp32 on the host, as a share of their size:
-               about ten times what rounding does to a ResNet; more is another network's answer.
+               five to ten times what rounding does to a ResNet; more is another network's answer.
+               (INT8 after the recipe qat on random weights was 0.26 off.)
     """
 
     name: str
@@ -36,9 +37,9 @@ PRECISIONS = {
     for p in (
         Precision("fp32", "IEEE single precision, TF32 off everywhere"),
         Precision("tf32", "fp32 tensors, TF32 tensor cores", tf32=True, tolerance=0.02),
-        Precision("amp", "autocast with the device's usual type", autocast="usual", tolerance=0.1),
+        Precision("amp", "autocast with the device's usual type", autocast="usual", tolerance=0.05),
         Precision("amp-fp16", "autocast to float16", autocast="fp16", tolerance=0.02),
-        Precision("amp-bf16", "autocast to bfloat16", autocast="bf16", tolerance=0.1),
+        Precision("amp-bf16", "autocast to bfloat16", autocast="bf16", tolerance=0.05),
         Precision("int8", "static 8-bit quantisation, inference only", kind="int8", tolerance=0.3),
     )
 }

@@ -30,6 +30,7 @@ def results(case: Case, work: workload.Work) -> dict[str, Any]:
         "weights_sha256": work.weights_sha256,
         "settings": work.settings,
         "threads_used": torch.get_num_threads(),
+        "build_cached": work.build_cached,
     }
     if work.trainer is not None:
         found |= losses(work.trainer, full=case.full)
@@ -45,7 +46,6 @@ def results(case: Case, work: workload.Work) -> dict[str, Any]:
             "fp32_model_bytes": work.fp32_bytes,
             "calibrated_images": evidence.calibrated_images,
             "calibration_s": evidence.calibration_s,
-            "build_cached": work.build_cached,
             "settings": work.settings + evidence.settings,
             "threads_used": evidence.threads or torch.get_num_threads(),
         }
@@ -65,6 +65,11 @@ def fidelity_facts(work: workload.Work, order: Order, images_per_s: float) -> di
     if SLOWER_IN_FP32 * (count + order.case.batch_size) / images_per_s > left_s:
         return {"top1_agreement_note": "not enough time was left to compare; see --timeout"}
     near = work.fidelity(count)
+    if near is None:
+        return {
+            "top1_agreement_note": "INT8 was shown every image there is, none is left to judge it "
+            "by; add a test/ folder or lower --calibration-images"
+        }
     return {
         "fidelity_images": near.images,
         "fidelity_sqnr_db": near.sqnr_db,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from msgspec import Struct
 
-from bench.cache import Cache
+from bench.cache import Artefact, Cache
 from bench.environment import host
 from bench.environment.software import version
 
@@ -65,12 +65,13 @@ def _exported(model: torch.nn.Module, images: torch.Tensor) -> Any:
 class Quantised(Struct, frozen=True):
     """A graph `(N, 3, H, W)` → `(N, classes)` with Q/DQ around each operator INT8 may run.
 
-    seconds: of observing (or training), when it was cold, and of converting now. key: what
-    decided the ranges. reference: its twin in fp32 where that is not the model itself.
+    seconds: of observing (or training), when it was cold, and of converting now; None where
+    that was done with another number of threads. key: what decided the ranges. reference: its
+    twin in fp32 where that is not the model itself.
     """
 
     graph: Any
-    seconds: float
+    seconds: float | None
     key: dict[str, Any]
     reference: Callable[[torch.Tensor], torch.Tensor] | None = None
 
@@ -111,17 +112,18 @@ def calibrated(
                 raise ValueError(f"ranges of another graph: {unknown[0]}")
 
         ranges = cache.artefact("pt2e-ranges", key, observe, load)
-        converted, seconds = _converted(prepared)
-    return Quantised(converted, ranges.seconds + seconds, key)
+        converted, seconds = _converted(prepared, ranges)
+    return Quantised(converted, seconds, key)
 
 
-def _converted(prepared: Any) -> tuple[Any, float]:
-    """The quantised graph, and the seconds that took."""
+def _converted(prepared: Any, made: Artefact) -> tuple[Any, float | None]:
+    """The quantised graph, and the seconds from `made`'s start to it."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     start = time.perf_counter()
     converted = convert_pt2e(prepared)
-    return converted, time.perf_counter() - start
+    took_s = time.perf_counter() - start
+    return converted, None if made.seconds is None else made.seconds + took_s
 
 
 def fake_quantised(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
@@ -177,14 +179,14 @@ def trained(
         twin = copy.deepcopy(learner)
         twin.apply(disable_fake_quant)
         twin.apply(disable_observer)
-        converted, seconds = _converted(learner)
+        converted, seconds = _converted(learner, learnt)
 
     def reference(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             logits: torch.Tensor = twin(images)
         return logits
 
-    return Quantised(converted, learnt.seconds + seconds, key, reference)
+    return Quantised(converted, seconds, key, reference)
 
 
 class quiet(warnings.catch_warnings):  # noqa: N801 - reads as what it does

@@ -129,7 +129,11 @@ class Runner(Struct, frozen=True):
         if refusal:
             outcome = Outcome(status="skipped", reason=refusal)
         else:
-            outcome = self._in_a_process(trial, log, fresh=fresh)
+            # What a dying worker's children still write there goes with the run's own folder.
+            with tempfile.TemporaryDirectory(
+                prefix="case-", dir=self.scratch, ignore_cleanup_errors=True
+            ) as own:
+                outcome = self._in_a_process(trial, log, Path(own), fresh=fresh)
         device = self._device(trial.case)
         environment = self.ready.survey.environment
         return Record(
@@ -162,11 +166,20 @@ class Runner(Struct, frozen=True):
         here = [*survey.devices, *([survey.host] if case == sentinel.CASE else [])]
         return next((d for d in here if d.device == case.device), None)
 
-    def _in_a_process(self, trial: Trial, log: Path, *, fresh: bool) -> Outcome:
+    def _cache(self, own: Path) -> Path:
+        """Where builds are kept: for everybody, for this run's cases, or in the case's `own`.
+
+        Never rebuilt where others read: a run that is timing an engine may need its files.
+        """
+        if self.rebuild:
+            return own / "cache"
+        shared = self.scratch / "cache"
+        return shared if self.own_cache else cache.root_or(shared)
+
+    def _in_a_process(self, trial: Trial, log: Path, own: Path, *, fresh: bool) -> Outcome:
         case, budget = trial.case, trial.budget or self.ready.plan.budget
         device = self._device(case)
         log.unlink(missing_ok=True)
-        own = self.scratch / "cache"
         order = Order(
             case=case,
             purpose=trial.purpose,
@@ -174,8 +187,8 @@ class Runner(Struct, frozen=True):
             started=time.monotonic(),
             log=str(log),
             root=os.getpid(),
-            cache=os.fspath(own if self.own_cache else cache.root_or(own)),
-            rebuild=self.rebuild,
+            cache=os.fspath(self._cache(own)),
+            scratch=os.fspath(own),
             idle_power_w=device.idle_power_w if device else None,
             device_name=device.device_name if device else None,
             host_peaks=self.peaks if _whole_host(case) else {},

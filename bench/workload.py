@@ -17,15 +17,17 @@ from bench.engines import Forward, Job, Labelled, digest, state_bytes
 from bench.errors import Refused
 from bench.fidelity import (
     CHECKED,
+    CONTRAST,
     Fidelity,
     Reference,
     compare,
     demand,
+    demand_following,
     difference,
     eager_fp32,
     kept_logits,
 )
-from bench.precisions import PRECISIONS, QAT, Precision
+from bench.precisions import PRECISIONS, Precision
 from bench.refusals import data_refusal, realisation
 from bench.training import Fed, Trainer, accuracy
 
@@ -40,7 +42,7 @@ class Work(Struct, kw_only=True):
     step: Callable[[], None]
     settings: list[str]
     weights_sha256: str | None
-    build_s: float | None  # of a cold build; None: there is nothing to build
+    build_s: float | None  # of a cold build; None: nothing to build, or it was not measured
     build_cached: bool | None = None  # whether it was one; None: nothing of it is kept
     cycle: int = 1
     pretend_data: bool = False
@@ -53,7 +55,8 @@ class Work(Struct, kw_only=True):
     forward: Forward | None = None
     request: Callable[[], torch.Tensor] | None = None
     output_error: float | None = None
-    fidelity: Callable[[int], Fidelity] | None = None  # on so many inputs
+    # On so many inputs; answers None where none is left that INT8 has not seen.
+    fidelity: Callable[[int], Fidelity | None] | None = None
     fp32_bytes: int | None = None
     first_step_s: float | None = None  # where the first step came before the loop
     spans: list[
@@ -104,6 +107,7 @@ class Composer(Struct, frozen=True):
     corrupt: list[str]
     cache: Cache
     weights_sha256: str
+    shown: list[int] = []  # images INT8 was calibrated or trained on, a number a batch
 
     def training(self, model: torch.nn.Module) -> dict[str, Any]:
         """A training step, fed by a loader where the case has one."""
@@ -115,7 +119,7 @@ class Composer(Struct, frozen=True):
             batch = max(2, case.batch_size)  # one image would make the batch a constant
             images, _ = loading.synthetic_batch(_with(case, batch_size=batch), self.source.classes)
             model = recipe.prepare(model, self.place(images))
-        model = module.trained(model, case)
+        model = module.trained(self._job(model, precision))
         if case.world_size > 1:
             index = self.device.torch_device().index
             ids = None if index is None else [index]
@@ -125,7 +129,12 @@ class Composer(Struct, frozen=True):
             own = _with(case, seed=case.seed + loading.place_among_ranks()[0])
             images, target = loading.synthetic_batch(own, case.classes or self.source.classes)
             images, target = self.place(images), target.to(self.device.torch_device())
-            return {"step": lambda: trainer(images, target), "trainer": trainer, "build_s": None}
+            return {
+                "step": lambda: trainer(images, target),
+                "trainer": trainer,
+                "build_s": None,
+                "build_cached": self.cache.cached,
+            }
         batches = self.loaders.train(whole=case.full)
         fed = Fed(trainer, batches, self.place, self.corrupt)
         return {
@@ -137,6 +146,7 @@ class Composer(Struct, frozen=True):
             "short": self.loaders.short(),
             "evaluate": (lambda: self._evaluate(model)) if self.source.test else None,
             "build_s": None,
+            "build_cached": self.cache.cached,
         }
 
     def _evaluate(self, model: torch.nn.Module) -> float:
@@ -152,14 +162,13 @@ class Composer(Struct, frozen=True):
         fp32_bytes = state_bytes(model)
         start = time.perf_counter()
         forward: Forward = module.build(self._job(model, precision))
-        build_s = time.perf_counter() - start + self.cache.saved_s
+        took_s, saved_s = time.perf_counter() - start, self.cache.saved_s
         resident = self.place(host)
         logits, first_step_s = self._first(forward, resident)
-        reference = getattr(forward, "reference", None) or eager_fp32(model)
-        error = None
-        if self.device.computes:
-            error = difference(logits[:CHECKED], reference(host[:CHECKED]))
-            demand(error, precision)
+        twin: Reference | None = getattr(forward, "reference", None)
+        reference = twin or eager_fp32(model)
+        computes = self.device.computes
+        error = self._checked(forward, logits, reference, host) if computes else None
         spans: list[tuple[Any, Any]] = []
 
         def request() -> torch.Tensor:
@@ -172,19 +181,21 @@ class Composer(Struct, frozen=True):
 
         step = getattr(forward, "enqueue", forward)
         rounded = precision.kind != "float" or precision.autocast is not None
-        compared = rounded and self.device.computes and self.device.emulates(precision) is None
-        own = getattr(forward, "reference", None) or self._eager_here(model)
+        compared = rounded and computes and self.device.emulates(precision) is None
+        # What training for INT8 loses shows against the weights it began with; random ones
+        # know nothing that could be lost.
+        judge = twin if self.case.weights == "random" else None
         return {
             "device": _draining(self.device, forward),
             "step": lambda: step(resident),
             "request": request,
             "spans": spans,
             "forward": forward,
-            "build_s": build_s,
+            "build_s": None if saved_s is None else took_s + saved_s,
             "build_cached": self.cache.cached,
             "output_error": error,
             "first_step_s": first_step_s,
-            "fidelity": (lambda n: self._fidelity(own, forward, n)) if compared else None,
+            "fidelity": (lambda n: self._fidelity(model, judge, forward, n)) if compared else None,
             "fp32_bytes": fp32_bytes,
         }
 
@@ -192,6 +203,7 @@ class Composer(Struct, frozen=True):
         def drawn(count: int, size: int) -> Iterator[Labelled]:
             for images, labels, names in self.loaders.drawn(count, size, train=True):
                 self.corrupt.extend(names)
+                self.shown.append(len(images))
                 yield self.place(images), labels.to(self.device.torch_device())
 
         return Job(
@@ -215,22 +227,56 @@ class Composer(Struct, frozen=True):
 
         return logits
 
-    def _fidelity(self, reference: Reference, forward: Forward, count: int) -> Fidelity:
-        """On `count` seeded inputs of the case's data; what eager fp32 says of them is kept."""
-        if not self.source.pretend:
-            count = min(count, len(self.source.test or self.source.train))
+    def _checked(
+        self, forward: Forward, logits: torch.Tensor, reference: Reference, host: torch.Tensor
+    ) -> float:
+        """How far `logits`, of `host`, are from eager fp32's. Raises Unproven.
+
+        A second input shows whether answers follow what is asked; it goes through each place of
+        an engine's queue too, whose answers nobody reads while they are timed.
+        """
+        precision = PRECISIONS[self.case.precision]
+        found, expected = logits[:CHECKED].float().cpu().clone(), reference(host[:CHECKED])
+        error = difference(found, expected)
+        demand(error, precision)
+        other = self.place(CONTRAST * host)
+        change = reference(CONTRAST * host[:CHECKED]) - expected
+        demand_following(forward(other)[:CHECKED].float().cpu() - found, change)
+        for queued in forward.queued(other) if hasattr(forward, "queued") else []:
+            demand_following(queued[:CHECKED].float().cpu() - found, change)
+        return error
+
+    def _judging(self, count: int) -> int:
+        """How many of `count` images there are that INT8 has not been shown."""
+        if self.source.pretend:
+            return count
+        if self.source.test:
+            return min(count, len(self.source.test))
+        return max(0, min(count, len(self.source.train) - sum(self.shown)))
+
+    def _fidelity(
+        self, model: torch.nn.Module, judge: Reference | None, forward: Forward, count: int
+    ) -> Fidelity | None:
+        """On `count` seeded inputs of the case's data, or as many as there are to judge by.
+
+        judge: what is compared with; None: the case's own network in eager fp32.
+        """
+        count = self._judging(count)
+        if not count:
+            return None
         drawn = list(self.loaders.drawn(count, self.case.batch_size, train=False))
         inputs = [images for images, _, _ in drawn]
         found = torch.cat([forward(self.place(images)).float().cpu().clone() for images in inputs])
-        expected = self._expected(reference, inputs)
+        if judge is None:
+            expected = self._expected(self._eager_here(model), inputs)
+        else:
+            expected = torch.cat([judge(images) for images in inputs])
         labels = torch.cat([labels for _, labels, _ in drawn])[:count]
         known = None if self.source.pretend else labels
         return compare(expected[:count], found[:count], known)
 
     def _expected(self, reference: Reference, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """Logits of `reference`, from the cache where it is the case's own network."""
-        if self.case.recipe == QAT:  # its reference has been trained
-            return torch.cat([reference(images) for images in inputs])
+        """Logits of the case's own network, which are kept."""
         key = {
             "weights": self.weights_sha256,
             "inputs": digest(inputs),
@@ -238,7 +284,7 @@ class Composer(Struct, frozen=True):
             "device": self.device.facts().device_name,
         }
         # Not the case's own cache: what is kept here is no part of its build.
-        cache = Cache(self.cache.root, rebuild=self.cache.rebuild)
+        cache = Cache(self.cache.root)
         return kept_logits(reference, inputs, cache, key)
 
     def _first(self, forward: Forward, images: torch.Tensor) -> tuple[torch.Tensor, float]:

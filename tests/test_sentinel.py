@@ -124,6 +124,7 @@ def test_the_hosts_peak_is_that_of_all_cores(monkeypatch: pytest.MonkeyPatch) ->
         log="",
         root=os.getpid(),
         cache="",
+        scratch="",
     )
     try:
         torch.set_num_threads(2)

@@ -2,8 +2,8 @@
 
 `engines/<engine>/__init__.py` may hold `MODES`, the names that `--engine-mode` takes and
 what each means, and `SLOW_BUILD = True`. `engines/<engine>/<kind>.py` holds `MODULES` (packages
-it imports), `refuses(case, device)` and `build(job)`, and `trained(model, case)` if it does
-not refuse training: the model as it is to be trained. `LAYOUT = "contiguous"` says that it
+it imports), `refuses(case, device)` and `build(job)`, and `trained(job)` if it does
+not refuse training: its model as it is to be trained. `LAYOUT = "contiguous"` says that it
 wants its images so, whatever the case's memory format; `CONVERTS_QAT = True`, that it
 converts what the recipe for INT8 has trained. No file means that the engine does not run
 that kind. A file never imports another engine; what several share is in `engines/_*.py`.
@@ -45,8 +45,9 @@ class Forward(Protocol):
     """Enqueues a forward pass; never synchronises.
 
     An engine that works on several requests at once also has `enqueue(images)`, which
-    starts one, and `wait()`, until all have ended. One whose weights are not the model's
-    any more has `reference`, their eager fp32 twin.
+    starts one, `wait()`, until all have ended, and `queued(images)`, the logits of as many
+    requests as it keeps going. One whose weights are not the model's any more has
+    `reference`, their eager fp32 twin.
     """
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class Calibration(Struct, frozen=True):
         """How many."""
         return sum(len(batch) for batch in self.batches)
 
-    def facts(self, seconds: float, *, reduced: bool) -> dict[str, Any]:
+    def facts(self, seconds: float | None, *, reduced: bool) -> dict[str, Any]:
         """Its part of the Evidence; `reduced`: a range was, lest products saturate."""
         return {
             "calibrated_images": self.images,

@@ -15,6 +15,12 @@ from bench.engines import Job
 COMPILERS = ("g++", "clang++")
 
 
+def keep_in(folder: Path) -> None:
+    """Inductor's code is looked for and written there, and nothing compiled before is used."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(folder)
+    torch.compiler.reset()
+
+
 def frozen(
     job: Job,
     model: Any,
@@ -34,8 +40,7 @@ def frozen(
     images = next(iter(job.batches(1)))
 
     def compile_into(folder: Path) -> None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(folder)
-        torch.compiler.reset()
+        keep_in(folder)
         compiled[:] = [torch.compile(model, dynamic=False, mode=job.case.engine_mode)]
         call(compiled[0], images)
 
@@ -49,5 +54,6 @@ def frozen(
         features=torch.backends.cpu.get_cpu_capability(),
         made_of=made_of or {},
     )
-    job.cache.artefact("inductor", key, compile_into, compile_into)
+    made = job.cache.artefact("inductor", key, compile_into, compile_into)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(made.folder)  # no more where it was built
     return compiled[0]

@@ -15,8 +15,11 @@ def prepare(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
 
 
 def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """One optimizer for all parameters; a fine-tuning rate, for weights that have learnt."""
-    return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    """One optimizer for all parameters; a fine-tuning rate, for weights that have learnt.
+
+    Fused as the recipe sgd's, so that what a step costs more is fake quantisation's alone.
+    """
+    return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
 def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

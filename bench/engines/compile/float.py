@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.engines import Evidence, Job, state_bytes
-from bench.engines._inductor import COMPILERS, frozen
+from bench.engines._inductor import COMPILERS, frozen, keep_in
 
 if TYPE_CHECKING:
     from bench.devices import Device
@@ -24,9 +24,10 @@ def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a reali
     return None
 
 
-def trained(model: torch.nn.Module, case: Case) -> torch.nn.Module:
-    """Compiled at the first step, for one shape; first_step_s holds the compilation."""
-    compiled: Any = torch.compile(model, dynamic=False, mode=case.engine_mode)
+def trained(job: Job) -> torch.nn.Module:
+    """Compiled at the first step, for one shape; first_step_s holds the cold compilation."""
+    keep_in(job.cache.fresh())
+    compiled: Any = torch.compile(job.model, dynamic=False, mode=job.case.engine_mode)
     return compiled  # type: ignore[no-any-return]
 
 

@@ -20,9 +20,9 @@ def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a reali
     return None
 
 
-def trained(model: torch.nn.Module, case: Case) -> torch.nn.Module:  # noqa: ARG001 - see engines
+def trained(job: Job) -> torch.nn.Module:
     """As it is."""
-    return model
+    return job.model
 
 
 def build(job: Job) -> Eager:
