@@ -18,6 +18,7 @@ import torch
 from bench import pt2e
 from bench.cache import nothing
 from bench.engines import Evidence, Job, _macs
+from bench.errors import Unproven
 
 if TYPE_CHECKING:
     from bench.devices import Device
@@ -94,6 +95,9 @@ class Session:
 
     def __init__(self, job: Job, path: Path, facts: dict[str, Any] | None = None) -> None:
         self.job, self.path, self.facts = job, path, facts or {}
+        self.model_bytes = path.stat().st_size
+        if job.device.asynchronous:
+            _force_float32(tf32=job.precision.tf32)
         self.session = self._open(self._options())
         device = job.device.torch_device()
         self.place = (device.type, device.index or 0)
@@ -115,23 +119,27 @@ class Session:
     def _open(self, options: Any) -> Any:
         import onnxruntime
 
-        return onnxruntime.InferenceSession(
-            os.fspath(self.path), options, providers=self._providers()
+        providers = self._providers()
+        # Without a fallback: it would open other providers, and with none of these options.
+        session = onnxruntime.InferenceSession(
+            os.fspath(self.path), options, providers=providers, enable_fallback=False
         )
+        _prove(session, providers)
+        return session
 
-    def _providers(self) -> list[Any]:
-        """The asked one first; the CPU's takes what that one cannot."""
+    def _providers(self) -> list[tuple[str | None, dict[str, str]]]:
+        """With their options, the asked one first; the CPU's takes what that one cannot."""
         job = self.job
         device = job.device.torch_device()
         if not job.device.asynchronous:
-            return [_provider(device.type)]
+            return [(_provider(device.type), {})]
         gpu = {
             "device_id": str(device.index or 0),
             "use_tf32": str(int(job.precision.tf32)),
             "user_compute_stream": str(job.device.stream()),
             "cudnn_conv_algo_search": "EXHAUSTIVE" if job.case.cudnn_benchmark else "HEURISTIC",
         }
-        found: list[Any] = [(_provider(device.type), gpu), _provider("cpu")]
+        found = [(_provider(device.type), gpu), (_provider("cpu"), {})]
         if job.case.engine_mode is not None:
             own = {k: v for k, v in gpu.items() if k in ("device_id", "user_compute_stream")}
             found.insert(0, (_provider(job.case.engine_mode), own))
@@ -165,6 +173,7 @@ class Session:
                 for key, value in values.items()
                 if key == "use_tf32"
             ),
+            *([f"{OVERRIDE}={os.environ.get(OVERRIDE)}"] if self.job.device.asynchronous else []),
             *found.pop("settings", []),
         ]
         if self.job.precision.kind == "int8":
@@ -173,7 +182,7 @@ class Session:
             found["int8_mac_share"] = _macs.share(layers, total)
             found["float_layers"] = _macs.in_float(layers)
         return Evidence(
-            model_bytes=self.path.stat().st_size,
+            model_bytes=self.model_bytes,
             threads=options.intra_op_num_threads,
             settings=settings,
             **found,
@@ -213,6 +222,37 @@ class Session:
 
 
 TRANSPOSED = ("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger")  # (I, O)
+
+
+OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+
+
+def _force_float32(*, tf32: bool) -> None:
+    """TensorRT's provider has no option for TF32; its libraries read this when they start.
+
+    0 keeps every one of them from TF32, whatever else is set (TensorRT's developer guide).
+    """
+    if tf32:
+        os.environ.pop(OVERRIDE, None)
+    else:
+        os.environ[OVERRIDE] = "0"
+
+
+def _prove(session: Any, asked: list[tuple[str | None, dict[str, str]]]) -> None:
+    """The provider asked for has opened, and has its option for TF32. Raises Unproven.
+
+    One that is built in is listed as available even where its library does not load; ONNX
+    Runtime then goes on with the others.
+    """
+    opened, wanted = session.get_providers()[0], asked[0][0]
+    if opened != wanted:
+        raise Unproven(f"ONNX Runtime opened {opened}, not {wanted}, whose library did not load")
+    told = session.get_provider_options()
+    for name, options in asked:
+        tf32 = options.get("use_tf32")
+        found = told.get(name, {}).get("use_tf32")
+        if tf32 is not None and found != tf32:
+            raise Unproven(f"{name} says use_tf32={found}, it was told use_tf32={tf32}")
 
 
 def _without_waiting() -> Any:
