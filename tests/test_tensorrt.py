@@ -15,7 +15,7 @@ import torch
 from bench import models, registry
 from bench.cache import Cache
 from bench.devices import open_device
-from bench.engines import CALIBRATION_BATCH, Job
+from bench.engines import CALIBRATION_BATCH, Job, _tensorrt
 from bench.precisions import PRECISIONS
 from bench.schema import Case
 
@@ -41,25 +41,58 @@ def job(precision: str, cache: Path) -> Job:
     )
 
 
+# Parameters of torch_tensorrt.dynamo.compile as its source has them, and the one it had until
+# types always came from the graph. It takes any other name too, and ignores it.
+PARAMETERS = {
+    "inputs", "arg_inputs", "kwarg_inputs", "device", "disable_tf32",
+    "assume_dynamic_shape_support", "sparse_weights", "engine_capability", "num_avg_timing_iters",
+    "workspace_size", "dla_sram_size", "dla_local_dram_size", "dla_global_dram_size",
+    "truncate_double", "require_full_compilation", "min_block_size", "torch_executed_ops",
+    "torch_executed_modules", "pass_through_build_failures", "max_aux_streams",
+    "version_compatible", "optimization_level", "use_python_runtime", "use_fast_partitioner",
+    "enable_experimental_decompositions", "dryrun", "hardware_compatible", "timing_cache_path",
+    "lazy_engine_init", "cache_built_engines", "reuse_cached_engines", "engine_cache_dir",
+    "engine_cache_size", "custom_engine_cache", "use_fp32_acc", "refit_identical_engine_weights",
+    "strip_engine_weights", "immutable_weights", "enable_weight_streaming",
+    "tiling_optimization_level", "l2_limit_for_tiling", "offload_module_to_cpu",
+    "use_distributed_mode_trace", "enable_autocast", "dynamically_allocate_resources",
+    "decompose_attention", "use_explicit_typing",
+}  # fmt: skip
+
+
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stands in for what is not installed: keeps what it is asked for, then wants a device."""
+    """Stands in for what is not installed: keeps what it is asked for, then wants a device.
+
+    With the libraries' own parameters: a misspelt one fails here as it would there, or would
+    be ignored there.
+    """
     asked: dict[str, Any] = {"calibrated": 0}
 
-    def compile_(program: Any, **settings: Any) -> None:
-        asked.update(settings, program=program)
+    def compile_(exported_program: Any, **settings: Any) -> None:
+        assert set(settings) <= PARAMETERS
+        asked.update(settings, program=exported_program)
         raise RuntimeError("No CUDA GPUs are available")
 
     @contextlib.contextmanager
-    def debugger(**settings: Any) -> Iterator[None]:
-        asked["debugger"] = settings
+    def debugger(
+        log_level: str = "debug",
+        capture_fx_graph_before: list[str] | None = None,
+        capture_fx_graph_after: list[str] | None = None,
+        save_engine_profile: bool = False,
+        profile_format: str = "perfetto",
+        engine_builder_monitor: bool = True,
+        logging_dir: str = "/tmp",
+        save_layer_info: bool = False,
+    ) -> Iterator[None]:
+        asked["debugger"] = {"logging_dir": logging_dir, "save_layer_info": save_layer_info}
         yield
 
-    def quantize(model: torch.nn.Module, config: Any, observe: Any) -> torch.nn.Module:
+    def quantize(model: torch.nn.Module, config: Any, forward_loop: Any = None) -> torch.nn.Module:
         hook = model.register_forward_hook(
             lambda _, inputs, __: asked.update(calibrated=asked["calibrated"] + len(inputs[0]))
         )
-        observe(model)
+        forward_loop(model)
         hook.remove()
         asked["config"] = config
         return model
@@ -113,6 +146,29 @@ def test_int8_is_calibrated_and_its_layers_are_kept(
     assert library["calibrated"] == 32 == 4 * CALIBRATION_BATCH
     assert library["config"] == "int8"
     assert library["debugger"]["save_layer_info"]
+
+
+def test_its_size_is_that_of_the_serialised_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the compiled graph's modules hold it; unknown where a runtime keeps none."""
+
+    class Part(torch.nn.Module):
+        def __init__(self, serialized_engine: bytes | None) -> None:
+            super().__init__()
+            self.serialized_engine = serialized_engine
+
+        def get_layer_info(self) -> str:
+            return "{}"
+
+    version = ModuleType("tensorrt")
+    version.__version__ = "11"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", version)
+    for kept, size in ((b"plan", 4), (None, None)):
+        built = object.__new__(_tensorrt.Built)
+        built.job, built.facts = job("fp32", tmp_path), {}
+        built.engine = torch.nn.Sequential(torch.nn.Identity(), Part(kept))
+        assert built.evidence().model_bytes == size
 
 
 def test_without_a_gpu_it_is_refused_by_name() -> None:

@@ -81,22 +81,30 @@ class Built:
         import tensorrt
 
         found = dict(self.facts)
+        parts = self._engines()
         settings = [
             f"tensorrt={tensorrt.__version__}",
             f"tensorrt.disable_tf32={not self.job.precision.tf32}",
             *found.pop("settings", []),
         ]
         if self.job.precision.kind == "int8":
-            layers = [layer for part in self._engines() for layer in _layers(part)]
+            told = [json.loads(part.get_layer_info()) for part in parts]
+            layers = [layer for part in told for layer in _layers(part)]
             total = _macs.of_model(self.job.model, self.images)
             found["int8_mac_share"] = _macs.share(layers, total)
             found["float_layers"] = _macs.in_float(layers)
-        return Evidence(settings=settings, **found)
+        return Evidence(settings=settings, model_bytes=_bytes(parts), **found)
 
-    def _engines(self) -> list[dict[str, Any]]:
-        """What the inspector says of each engine in the compiled graph."""
-        parts = [m for m in self.engine.modules() if hasattr(m, "get_layer_info")]
-        return [json.loads(part.get_layer_info()) for part in parts]
+    def _engines(self) -> list[Any]:
+        """The modules of the compiled graph that hold an engine of TensorRT."""
+        return [m for m in self.engine.modules() if hasattr(m, "get_layer_info")]
+
+
+def _bytes(parts: list[Any]) -> int | None:
+    """Of the serialised engines; None where a runtime does not keep them."""
+    kept: list[bytes | None] = [getattr(part, "serialized_engine", None) for part in parts]
+    known = [len(plan) for plan in kept if plan]
+    return sum(known) if known and len(known) == len(kept) else None
 
 
 @contextlib.contextmanager
