@@ -76,11 +76,18 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     setup_s: Annotated[float | None, doc("from start of the worker to its first step")] = None
     build_s: Annotated[
-        float | None, doc("a cold build: export, quantise, compile, capture; see build_cached")
+        float | None,
+        doc(
+            "a cold build: export, quantise, compile, capture; see build_cached. Null where what "
+            "was kept had been built with another number of threads"
+        ),
     ] = None
     build_cached: Annotated[
         bool | None,
-        doc("an earlier build's result was used; build_s is what it took then. Null: none is kept"),
+        doc(
+            "an earlier build's result was used; build_s is what it took then. Null: none is kept. "
+            "Training compiles anew at its first step: false, and no build_s"
+        ),
     ] = None
     calibrated_images: Annotated[
         int | None, doc("training images INT8 ranges were taken from, or QAT steps were made on")
@@ -187,7 +194,10 @@ class Measurement(Struct, frozen=True, kw_only=True):
     )
     output_error: Annotated[
         float | None,
-        doc("distance of the logits from eager fp32 on the host, as a share; null if simulated"),
+        doc(
+            "distance of the logits from eager fp32 on the host (recipe qat: of the trained "
+            "network), as a share; null if simulated"
+        ),
     ] = None
     logits_mean: Annotated[float | None, doc("mean of the first batch's logits (inference)")] = None
     logits_std: Annotated[float | None, doc("standard deviation of them")] = None
@@ -230,7 +240,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     fp32_model_bytes: Annotated[int | None, doc("bytes of the same weights in fp32")] = None
     fidelity_images: Annotated[
-        int | None, doc("inputs on which the logits were compared with eager fp32's (INT8)")
+        int | None,
+        doc("inputs on which the logits were compared with eager fp32's (INT8), none it was shown"),
     ] = None
     fidelity_sqnr_db: Annotated[
         float | None,
@@ -240,12 +251,14 @@ class Measurement(Struct, frozen=True, kw_only=True):
         float | None, doc("share of these inputs with the same best class as eager fp32")
     ] = None
     top1_agreement_note: Annotated[
-        str | None, doc("why there is none: fp32 predicts less than half of its classes")
+        str | None, doc("why there is none, e.g. that fp32 predicts less than half of its classes")
     ] = None
     top1_accuracy: Annotated[
         float | None, doc("share of right answers on these inputs, where the data has classes")
     ] = None
-    fp32_top1_accuracy: Annotated[float | None, doc("the same of eager fp32")] = None
+    fp32_top1_accuracy: Annotated[
+        float | None, doc("the same of eager fp32, with --weights before the recipe qat trained")
+    ] = None
     nondeterministic_operations: Annotated[
         list[str] | None,
         doc("operations torch has no deterministic form for, as they ran in a deterministic case"),
