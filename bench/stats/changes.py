@@ -74,7 +74,7 @@ def _steady(values: Array, sigma: Array) -> Array:
         gained = np.subtract(sums[length:], sums[:-length], out=buffer[:-length])
         np.multiply(gained, gained, out=gained)
         quiet &= gained.max(axis=0) <= ROUNDING * PRICE * length
-    return quiet
+    return np.asarray(quiet)
 
 
 CHUNK = 256  # series whose sums fit into a processor's cache
