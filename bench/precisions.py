@@ -21,7 +21,6 @@ class Precision(Struct, frozen=True):
     autocast   the type autocast uses: the device's usual one, a forced one, or none.
     tolerance  how far logits may be from eager fp32 on the host, as a share of their size:
                five to ten times what rounding does to a ResNet; more is another network's answer.
-               (INT8 after the recipe qat on random weights was 0.26 off.)
     """
 
     name: str

@@ -32,22 +32,81 @@ build = Wrong
 '''
 
 
+STALE = '''"""Eager, but whatever it is asked, it answers what it was asked first."""
+
+from bench.engines.eager.float import MODULES, Eager, refuses
+
+
+class Stale(Eager):
+    first = None
+
+    def __call__(self, images):
+        if self.first is None:
+            self.first = super().__call__(images)
+        return self.first
+
+
+build = Stale
+'''
+
+QUEUE = '''"""Eager, with a queue in which every other request is answered as the one before."""
+
+from bench.engines.eager.float import MODULES, Eager, refuses
+
+
+class Queue(Eager):
+    def enqueue(self, images):
+        self(images)
+
+    def wait(self):
+        pass
+
+    def queued(self, images):
+        return [self(images), self(-2 * images)]
+
+
+build = Queue
+'''
+
+
+def with_an_engine(folder: Path, name: str, text: str, *kinds: str) -> dict[str, str]:
+    """The environment of a copy of the harness that has one more engine."""
+    copy = folder / "copy"
+    shutil.copytree(TOP / "bench", copy / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    engine = copy / "bench" / "engines" / name
+    engine.mkdir()
+    (engine / "__init__.py").write_text('"""Wrong answers."""\n')
+    for kind in kinds:
+        (engine / f"{kind}.py").write_text(text)
+    return {"PYTHONPATH": os.fspath(copy)}
+
+
 def test_a_wrong_answer_is_a_failed_case(bench: Bench, tmp_path: Path) -> None:
     """However fast it is; the right engine beside it is measured, and says how far it is off."""
-    copy = tmp_path / "copy"
-    shutil.copytree(TOP / "bench", copy / "bench", ignore=shutil.ignore_patterns("__pycache__"))
-    folder = copy / "bench" / "engines" / "wrong"
-    folder.mkdir()
-    (folder / "__init__.py").write_text('"""Wrong answers."""\n')
-    (folder / "float.py").write_text(WRONG)
     arguments = [*TINY, "--device", "cpu", "--engine", "wrong,eager", "--json"]
-    done = bench("run", *arguments, env={"PYTHONPATH": os.fspath(copy)})
+    done = bench("run", *arguments, env=with_an_engine(tmp_path, "wrong", WRONG, "float"))
     assert done.code == 4
     wrong, eager = done.cases
     assert wrong["status"] == "failed"
     assert "a wrong answer is not a measurement" in wrong["reason"]
     assert wrong["throughput_images_per_s"] is None
     assert eager["output_error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "precision"),
+    [("stale", STALE, "int8"), ("stale", STALE, "amp"), ("queue", QUEUE, "int8")],
+)
+def test_an_answer_to_another_question_is_a_failed_case(
+    bench: Bench, tmp_path: Path, name: str, text: str, precision: str
+) -> None:
+    """Random weights answer all images nearly alike: within what rounding may do to an answer."""
+    arguments = [*TINY, "--device", "cpu", "--engine", name, "--precision", precision, "--json"]
+    done = bench("run", *arguments, env=with_an_engine(tmp_path, name, text, "float", "int8"))
+    (record,) = done.cases
+    assert record["status"] == "failed"
+    assert "do not follow the input" in record["reason"]
+    assert record["throughput_images_per_s"] is None
 
 
 # One worker runs all that share the records of every engine: they take a minute to make.
@@ -196,6 +255,35 @@ def test_int8_from_the_cache_is_the_cold_one(bench: Bench, tmp_path: Path) -> No
     assert other["output_error"] != cold["output_error"]
 
 
+def test_compiled_code_is_found_again(bench: Bench, tmp_path: Path) -> None:
+    """The same answers, marked, and the seconds of the cold build."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    arguments = [*TINY, "--device", "cpu", "--engine", "compile", "--threads", "1", "--json"]
+    (cold,) = bench("run", *arguments, env=cache).cases
+    (kept,) = bench("run", *arguments, env=cache).cases
+    assert (cold["build_cached"], kept["build_cached"]) == (False, True)
+    assert (kept["status"], kept["output_error"]) == ("measured", cold["output_error"])
+    assert kept["logits_mean"] == cold["logits_mean"]
+    assert kept["build_s"] == pytest.approx(cold["build_s"], rel=0.3)
+    assert kept["setup_s"] < cold["setup_s"]
+
+
+def test_training_compiles_anew(bench: Bench, tmp_path: Path) -> None:
+    """Marked; nothing of torch's own cache is used, and nothing is left in the project's."""
+    folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    arguments = [*TINY, "--device", "cpu", "--engine", "compile,eager", "--task", "train"]
+    done = bench("run", *arguments, "--batch-size", "2", "--json", env=folders)
+    compiled, eager = done.cases
+    assert compiled["status"] == "measured", compiled["reason"]
+    assert (compiled["build_cached"], compiled["build_s"]) == (False, None)
+    assert (eager["build_cached"], eager["build_s"]) == (None, None)
+    assert compiled["first_step_s"] > 10 * eager["first_step_s"]
+    assert compiled["first_loss"] == pytest.approx(eager["first_loss"], rel=1e-3)
+    assert not list((tmp_path / "cache").rglob("inductor*"))
+    assert not list((tmp_path / "tmp").rglob("fxgraph"))
+
+
 @together
 def test_compiled_code_is_kept_by_all_that_decides_it(every_engine: Any) -> None:
     """Code for other ranges is other code, though the weights are the same."""
@@ -248,6 +336,7 @@ def test_training_for_int8_is_measured_and_converted(bench: Bench, images: Path)
     found = {(r["task"], r["precision"]): r for r in done.cases}
     step = found["train", "fp32"]
     assert step["status"] == "measured", step["reason"]
+    assert "optimizer.fused=True" in step["settings"]  # as in the recipe it is compared with
     assert step["last_loss"] is not None
     assert found["train", "int8"]["status"] == "skipped"
     model = found["infer", "int8"]
