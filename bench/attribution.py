@@ -41,6 +41,7 @@ NEIGHBOURS = ("device", "engine", "precision", "task", "batch_size", "recipe", "
 BUSIER = 0.05  # more of a processor taken by others than on the good night is worth a line
 CLOCK = 0.03  # and so much less clock
 MACHINE_P = 0.01
+CLEARLY = 3.0  # standard errors by which a neighbour has moved
 
 
 class Machine(Struct, frozen=True):
@@ -128,7 +129,6 @@ class Moves(Struct, frozen=True):
     """
 
     effects: dict[str, float]
-    limit: float
     known: Counter[tuple[str, object]]
     with_it: dict[bool, Counter[tuple[str, object]]]  # of those that became worse, and better
     count: Counter[bool]
@@ -142,15 +142,16 @@ def moves(judgement: Judgement, cases: Mapping[str, Case]) -> dict[str, Moves]:
         judged = [s for s in np.flatnonzero(look.judged.judged) if ids[s] in cases]
         made = Moves(
             {ids[s]: float(look.judged.effect[s]) for s in judged},
-            limit,
             Counter(),
             {True: Counter(), False: Counter()},
             Counter(),
         )
-        for name, effect in made.effects.items():
+        for s in judged:
+            name, effect = ids[s], float(look.judged.effect[s])
             values = [(field, getattr(cases[name], field)) for field in NEIGHBOURS]
             made.known.update(values)
-            if abs(effect) >= limit:
+            # A noisy machine moves all its series a little every night.
+            if abs(effect) >= max(limit, CLEARLY * look.judged.error[s]):
                 made.with_it[effect > 0].update(values)
                 made.count[effect > 0] += 1
         found[look.family.metric.column] = made
@@ -165,7 +166,7 @@ def neighbours(finding: Finding, moved: Moves | None, case: Case | None) -> str 
     count, all_ = moved.count[own > 0], len(moved.effects)
     if count == all_:
         return f"all {all_} cases moved with it"
-    if count == 1:
+    if count <= 1:
         return f"it alone moved, {all_ - 1} neighbours did not"
     best = _distinguishing(case, moved, worse=own > 0)
     said = f"{count} of {all_} cases moved"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,7 @@ class Composer(Struct, frozen=True):
         """
         found, expected = logits[:CHECKED].float().cpu().clone(), reference(host[:CHECKED])
         error = difference(found, expected)
-        if self.case.recipe == QAT and self.case.weights == "random":
+        if self.case.recipe == QAT and self.case.weights == "random" and math.isfinite(error):
             # Some steps from random weights leave batch norms far from what they meet: rounding
             # was seen to move such logits by 20 to 64 % of their size, and proves nothing.
             return error

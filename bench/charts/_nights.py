@@ -65,7 +65,7 @@ def _panel(ax: Axes, history: History, family: Family, s: int, sigma: float) -> 
         night = int(known[place])
         ax.axvline(night - 0.5, color="black", linestyle=":", linewidth=1)
         ax.annotate(
-            f"{history.starts[night]:%m-%d}", (night - 0.5, 1), xycoords=("data", "axes fraction"),
+            f"from {history.starts[night]:%m-%d}", (night - 0.5, 1), xycoords=("data", "axes fraction"),
             fontsize=7, ha="center", va="bottom",
         )  # fmt: skip
     ax.set_title(short_name(str(history.series["case_id"][s]), 90), fontsize=8, loc="left", pad=10)
@@ -73,9 +73,12 @@ def _panel(ax: Axes, history: History, family: Family, s: int, sigma: float) -> 
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, linewidth=0.6)
     low, high = float(percent.min()), float(percent.max())
-    ax.set_ylim(min(low, 97) - 1, max(high, 103) + 1)
+    low, high = min(low, 97), max(high, 103)
+    ax.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     ticks = np.unique(np.linspace(0, len(history.runs) - 1, 8).astype(int))
-    ax.set_xticks(ticks, [f"{history.starts[i]:%Y-%m-%d}" for i in ticks], rotation=0)
+    days = {f"{start:%Y-%m-%d}" for start in history.starts}
+    form = "%Y-%m-%d" if len(days) == len(history.runs) else "%m-%d %H:%M"  # several a day
+    ax.set_xticks(ticks, [f"{history.starts[i]:{form}}" for i in ticks], rotation=0)
 
 
 def _mark(ax: Axes, history: History, one: Finding) -> None:
