@@ -47,10 +47,15 @@ class Options(Struct, frozen=True, kw_only=True):
     size: float = float(np.log1p(SIZE))
     false_nights: float = FALSE_NIGHTS
 
-    @property
-    def level(self) -> float:
-        """One-sided p under which a series is a finding."""
-        return self.false_nights / (INDEPENDENT * max(self.tests, 1))
+    def level(self, shared: float) -> float:
+        """One-sided p under which a series is a finding.
+
+        shared: share of the variance that moves all series at once. Series that move together
+        are fewer tests: with a common correlation r, 1 + (tests - 1) (1 - r²) (Nyholt, A simple
+        correction for multiple testing, 2004).
+        """
+        tests = 1 + max(self.tests - 1, 0) * (1 - shared**2)
+        return self.false_nights / (INDEPENDENT * tests)
 
 
 class Within(Struct, frozen=True):
@@ -169,7 +174,7 @@ def learn(
     most = int(counts.max(initial=0))
     return Model(
         values, weights, labels, base, anchor, changed, sigma, total,
-        shared, most, share, _tail(scaled[known & (row < _settled(nights))]),
+        shared, most, share, _tail(scaled[known & (row < _settled(nights))], shared, most),
     )  # fmt: skip
 
 
@@ -237,7 +242,7 @@ class _Best:
 
     def offer(self, found: _Contrast, model: Model, nights: int, tonight: Array) -> None:
         """One more window."""
-        size, level = self.options.size, self.options.level
+        size, level = self.options.size, self.options.level(model.shared)
         error = model.sigma * np.sqrt(found.variance)
         freedom = _freedom(model, max(nights, 1) if nights else CREEP_NIGHTS)
         with np.errstate(invalid="ignore"):
@@ -398,13 +403,16 @@ def _settled(nights: int) -> int:
     return nights - FEWEST_LEVEL if nights - FEWEST_LEVEL >= 2 * FEWEST_NIGHTS else nights
 
 
-def _tail(scaled: Array) -> float:
-    """Degrees of freedom of a t distribution with the kurtosis these show; inf: none shown."""
-    count = len(scaled)
-    if count < 100:
+def _tail(scaled: Array, shared: float, nights: int) -> float:
+    """Degrees of freedom of a t distribution with the kurtosis these show; inf: none shown.
+
+    What all series share are as many numbers as nights, and shows a kurtosis by chance sooner.
+    """
+    if len(scaled) < 100:
         return float("inf")
     excess = float(stats.kurtosis(scaled))
-    return float("inf") if excess < 3 * np.sqrt(24 / count) else 4 + 6 / excess
+    chance = shared**2 / max(nights, 1) + (1 - shared) ** 2 / len(scaled)
+    return float("inf") if excess < 3 * np.sqrt(24 * chance) else 4 + 6 / excess
 
 
 def squeeze(variances: Array, freedom: Array) -> tuple[float, float]:
@@ -437,7 +445,7 @@ def least_seen(model: Model, options: Options, nights: int, processes: int) -> A
     base = (model.weights * model.base).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = model.sigma * np.sqrt(1 / (nights * weight) + 1 / base)
-        critical = -special.stdtrit(_freedom(model, nights), options.level)
+        critical = -special.stdtrit(_freedom(model, nights), options.level(model.shared))
     sure = float(special.ndtri(0.95))
     least = np.maximum(critical * error, options.size) + sure * error
     return np.where(model.base.sum(axis=0) >= FEWEST_NIGHTS, least, np.nan)
