@@ -65,8 +65,8 @@ def _panel(ax: Axes, history: History, family: Family, s: int, sigma: float) -> 
         night = int(known[place])
         ax.axvline(night - 0.5, color="black", linestyle=":", linewidth=1)
         ax.annotate(
-            f"from {history.starts[night]:%m-%d}", (night - 0.5, 1), xycoords=("data", "axes fraction"),
-            fontsize=7, ha="center", va="bottom",
+            f"from {history.starts[night]:%m-%d}", (night - 0.5, 1),
+            xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom",
         )  # fmt: skip
     ax.set_title(short_name(str(history.series["case_id"][s]), 90), fontsize=8, loc="left", pad=10)
     ax.tick_params(labelsize=7)
