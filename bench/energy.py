@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -150,37 +150,38 @@ def _name(folder: Path) -> str:
 
 
 class Spent:
-    """Joules and seconds of a device over the windows between `start` and `stop`."""
+    """Joules and seconds of a device in laps, of which those count that the speed is made of.
+
+    The first step searches kernels and compiles for seconds: its joules are no image's.
+    """
 
     def __init__(
         self, meter: Meter, idle_w: float | None = None, clock: Clock = time.monotonic
     ) -> None:
         self.meter, self.idle_w, self.clock = meter, idle_w, clock
-        self.joules: float | None = 0.0
-        self.seconds = 0.0
+        self.laps: list[tuple[float | None, float]] = []
 
     def start(self) -> None:
-        """Open a window; the device has been waited for."""
+        """A lap begins; the device has been waited for. What was before is nobody's."""
         self.begun_j, self.begun_s = self.meter.read_j(), self.clock()
 
-    def stop(self) -> None:
-        """Close it; the device has been waited for."""
-        ended_j = self.meter.read_j()
-        self.seconds += self.clock() - self.begun_s
-        if self.joules is None or self.begun_j is None or ended_j is None:
-            self.joules = None
-        else:
-            self.joules += ended_j - self.begun_j
+    def lap(self) -> None:
+        """It ends, and the next begins; the device has been waited for."""
+        begun_j, begun_s = self.begun_j, self.begun_s
+        self.start()
+        ended_j = self.begun_j
+        joules = None if begun_j is None or ended_j is None else ended_j - begun_j
+        self.laps.append((joules, self.begun_s - begun_s))
 
-    def read(self) -> None:
-        """Look at the meter in between: counters wrap around, and power is known only when read."""
-        self.meter.read_j()
-
-    def facts(self, images: int) -> dict[str, Any]:
-        """Columns of bench.schema.Measurement for the images made in these windows."""
-        total = joules_per_image(self.joules, self.seconds, 0.0, images)
+    def facts(self, laps: Sequence[int], images: int) -> dict[str, Any]:
+        """Columns of bench.schema.Measurement for the images made in these laps."""
+        joules = [self.laps[lap][0] for lap in laps]
+        known = [j for j in joules if j is not None]
+        spent = sum(known) if len(known) == len(joules) else None
+        seconds = sum(self.laps[lap][1] for lap in laps)
+        total = joules_per_image(spent, seconds, 0.0, images)
         return {
-            "energy_j_per_image": joules_per_image(self.joules, self.seconds, self.idle_w, images),
+            "energy_j_per_image": joules_per_image(spent, seconds, self.idle_w, images),
             "energy_total_j_per_image": total,
             "energy_source": None if total is None else self.meter.source,
         }
@@ -207,5 +208,5 @@ def idle_watts(meters: list[Meter]) -> list[float | None]:
             for one in spent:
                 one.meter.read_j()
     for one in spent:
-        one.stop()
-    return [one.joules / one.seconds if one.joules else None for one in spent]
+        one.lap()
+    return [joules / seconds if joules else None for one in spent for joules, seconds in one.laps]

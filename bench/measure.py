@@ -65,6 +65,9 @@ class Watch(Protocol):
     def restart(self) -> None:
         """A window begins now; what was before is nobody's."""
 
+    def sampled(self) -> None:
+        """A sample of throughput, or an epoch, has just ended."""
+
     def since_last(self) -> str | None:
         """What disturbed the window that ends now, in a word (None: nothing); the next begins."""
 
@@ -74,6 +77,9 @@ class Blind:
 
     def restart(self) -> None:
         """Nothing begins."""
+
+    def sampled(self) -> None:
+        """Nothing."""
 
     def since_last(self) -> str | None:
         """Nothing."""
@@ -117,18 +123,21 @@ class Throughput(Struct, frozen=True):
         return 2 * self.left_out > len(self.samples_s) - self.warmup_samples
 
     @property
+    def kept(self) -> list[int]:
+        """Numbers of the samples that count."""
+        steady = range(self.warmup_samples, len(self.samples_s))
+        return [i for i in steady if self.mostly_disturbed or not self.marks[i]]
+
+    @property
     def kept_s(self) -> list[float]:
         """The samples that count."""
-        steady, marks = self.samples_s[self.warmup_samples :], self.marks[self.warmup_samples :]
-        return steady if self.mostly_disturbed else clean(steady, marks)
+        return [self.samples_s[i] for i in self.kept]
 
     @property
     def kept_steps(self) -> list[int]:
         """Numbers of the steps of these samples. Two single steps come before the first sample."""
-        count, first = self.steps_per_sample, self.warmup_samples
-        steady = range(first, len(self.samples_s))
-        kept = [i for i in steady if self.mostly_disturbed or not self.marks[i]]
-        return [step for i in kept for step in range(2 + i * count, 2 + (i + 1) * count)]
+        count = self.steps_per_sample
+        return [step for i in self.kept for step in range(2 + i * count, 2 + (i + 1) * count)]
 
     @property
     def device_samples_s(self) -> list[float]:
@@ -142,16 +151,6 @@ class Throughput(Struct, frozen=True):
         device = sum(self.device_samples_s[self.warmup_samples :])
         wall = sum(self.samples_s[self.warmup_samples :])
         return bool(self.device_steps_s) and abs(device / wall - 1) > CLOCKS_AGREE
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps run before the first steady sample, the two single ones at the start included."""
-        return 2 + self.warmup_samples * self.steps_per_sample
-
-    @property
-    def steady_steps(self) -> int:
-        """Steps of all samples after warm-up."""
-        return (len(self.samples_s) - self.warmup_samples) * self.steps_per_sample
 
     def estimate(self, tolerance: float) -> Estimate:
         """Mean seconds per step over the kept samples, stalls included, and how sure it is.
@@ -248,6 +247,7 @@ class Loop(Struct, frozen=True):
         while True:
             self.announce(count)
             seconds, by_device = self.marked(step, count)
+            self.watch.sampled()
             samples.append(seconds)
             device_steps += by_device
             if warmup is None:
@@ -313,6 +313,7 @@ class Loop(Struct, frozen=True):
             steps = epoch(pulse)
             self.device.synchronize()
             taken.append(self.clock() - start)
+            self.watch.sampled()
             windows.close(len(taken))
             after()
             windows.restart()

@@ -187,7 +187,10 @@ class Measurement(Struct, frozen=True, kw_only=True):
     first_loss: Annotated[float | None, doc("loss of the first training step")] = None
     last_loss: Annotated[
         float | None,
-        doc("loss of step last_loss_step: the last of a full training, else the third"),
+        doc(
+            "loss of step last_loss_step: the last of a full training, else the third that loss "
+            "scaling did not skip"
+        ),
     ] = None
     last_loss_step: Annotated[int | None, doc("the step last_loss belongs to, counted from 1")] = (
         None
@@ -265,7 +268,10 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     energy_j_per_image: Annotated[
         float | None,
-        doc("joules per image of the throughput protocol or full training, idle power subtracted"),
+        doc(
+            "joules per image over the samples of the throughput, or full training, idle power "
+            "subtracted"
+        ),
     ] = None
     energy_total_j_per_image: Annotated[float | None, doc("the same, idle power included")] = None
     energy_source: Annotated[str | None, doc("what counted the joules, and what they cover")] = None

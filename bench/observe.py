@@ -59,6 +59,7 @@ def observe(
         warnings += codes
     found |= interference_facts(watch.host.seen)
     found["device_windows"] = watch.device_windows()
+    warnings += ["device_waited"] if watch.waited else []
     found["peak_device_memory_bytes"] = work.device.peak_memory_bytes()
     found["peak_device_reserved_bytes"] = work.device.peak_reserved_bytes()
     if work.request is not None:
@@ -88,14 +89,11 @@ def sampled(
     loop: Loop, work: workload.Work, case: Case, spent: Spent
 ) -> tuple[dict[str, Any], list[str]]:
     """Throughput in samples, its joules, and where a fed step's seconds go."""
-    spent.start()
     taken = loop.throughput(work.step, work.cycle)
     loop.announce(0)
-    spent.stop()
-    steps = taken.warmup_steps + taken.steady_steps
     target = loop.budget.target_ci
     estimate = taken.estimate(target)
-    found = spent.facts(steps * case.global_batch_size)
+    found = spent.facts(taken.kept, len(taken.kept_steps) * case.global_batch_size)
     found |= throughput_facts(taken, estimate, case.global_batch_size, target)
     if work.first_step_s is not None:
         found["first_step_s"] = work.first_step_s
@@ -182,6 +180,7 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
         "emulated": work.device.emulates(precision) is not None,
         "pretend_data": work.pretend_data and case.loader_workers is not None,
         "no_test_images": case.full and work.evaluate is None,
+        "updates_skipped": work.trainer is not None and proof.updates_skipped(work.trainer),
         "corrupt_images": bool(found.get("corrupt_image_count")),
         "not_deterministic": bool(found["nondeterministic_operations"]),
     }
@@ -297,15 +296,12 @@ def fully(loop: Loop, work: workload.Work, case: Case, spent: Spent) -> dict[str
     evaluate, accuracies = work.evaluate, list[float]()
 
     def test() -> None:
-        spent.stop()
         if evaluate is not None:
             accuracies.append(evaluate())
-        spent.start()
 
-    spent.start()
     taken, steps, marks = loop.epochs(work.fed.epoch, test, case.epochs)
     wait, copy, compute = work.fed.split(range(len(work.fed.marks)))
-    return spent.facts(work.fed.images) | {
+    return spent.facts(range(len(taken)), work.fed.images) | {
         "train_s": sum(taken),
         "epoch_train_s": taken,
         "test_accuracy": accuracies or None,

@@ -11,7 +11,7 @@ from bench import workload
 from bench.messages import Order
 from bench.precisions import PRECISIONS
 from bench.schema import Case
-from bench.training import Trainer
+from bench.training import COMPARED_STEPS, Trainer
 
 NAMES_KEPT = 20  # corrupt images named in a record
 
@@ -82,9 +82,20 @@ def fidelity_facts(work: workload.Work, order: Order, images_per_s: float) -> di
 
 def losses(trainer: Trainer, *, full: bool) -> dict[str, Any]:
     """The first loss, and one the same case always reaches: of a fixed step, or the very last."""
-    if trainer.latest is None:
+    if trainer.first is None:
         return {}
-    last, step = trainer.early[-1], len(trainer.early)
+    last, step = trainer.compared, trainer.compared_at
     if full:
         last, step = trainer.latest, trainer.steps
-    return {"first_loss": float(trainer.early[0]), "last_loss": float(last), "last_loss_step": step}
+    elif updates_skipped(trainer):
+        last = None
+    return {
+        "first_loss": float(trainer.first),
+        "last_loss": None if last is None else float(last),
+        "last_loss_step": None if last is None else step,
+    }
+
+
+def updates_skipped(trainer: Trainer) -> bool:
+    """Whether loss scaling kept the model from learning."""
+    return trainer.compared_steps < COMPARED_STEPS

@@ -254,6 +254,8 @@ WARNINGS = {
     "contaminated": "others disturbed more than half of the time: not a clean number, no interval",
     "latency_contaminated": "others disturbed most requests; percentiles keep all of them",
     "power_limited": "power or temperature capped the device's clocks: a state, not a disturbance",
+    "device_waited": "the device was idle over a fifth of the time, waiting for the host or its "
+    "data: its speed is theirs; try a larger batch, --engine compile or cudagraph, --loader-workers",
     "shared_device": "other processes computed on the device before this run",
     "clocks_disagree": "the device's own clock differs from the wall clock by over 5 %; wall time "
     "is what counts",
@@ -261,6 +263,8 @@ WARNINGS = {
     "fidelity_unproven": "random weights cannot show what this precision does to accuracy",
     "emulated": "this device has no units for this precision; it is emulated",
     "simulated": "made on a simulated device; not a measurement",
+    "updates_skipped": "loss scaling skipped nearly every update, since gradients overflow: steps "
+    "without updates are faster",
     "few_requests": "too few requests for p99; give it more time with --budget standard",
     "no_test_images": "the data has no test/ or val/ folder, so no test accuracy was measured",
     "corrupt_images": "some images could not be decoded and were replaced",

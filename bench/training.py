@@ -20,6 +20,7 @@ from bench.recipes import Recipe
 Place = Callable[[torch.Tensor], torch.Tensor]
 
 # Every case trains at least this many steps however slow it is, so losses up to here compare.
+# Steps that loss scaling skips are none: it starts too high in fp16 and skips the first few.
 COMPARED_STEPS = 3
 
 
@@ -36,7 +37,11 @@ class Trainer:
         self.dtype = device.autocast_dtype(precision)
         self.kind = device.torch_device().type
         self.steps = 0
-        self.early: list[torch.Tensor] = []  # losses of the first steps, unread
+        self.compared_steps = 0
+        self.compared_at = 0  # the step the last of these was, counted from 1
+        # Losses of the first step, of the last compared one and of the latest, unread.
+        self.first: torch.Tensor | None = None
+        self.compared: torch.Tensor | None = None
         self.latest: torch.Tensor | None = None
 
     @property
@@ -53,21 +58,32 @@ class Trainer:
         """One step on images `(N, 3, H, W)` and classes `(N,)`, both on the device."""
         with torch.autocast(self.kind, self.dtype, self.dtype is not None):
             loss = self.recipe.loss(self.model(images), target)
+        self._remember(loss.detach())
         if self.scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         else:
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self._scaled(self.scaler, loss)
         self.optimizer.zero_grad()
-        self._remember(loss.detach())
+
+    def _scaled(self, scaler: torch.amp.GradScaler, loss: torch.Tensor) -> None:
+        """Backward and update with loss scaling, which skips the update when gradients overflow."""
+        looks = self.compared_steps < COMPARED_STEPS  # reading the scale waits for the device
+        before = scaler.get_scale() if looks else 0.0
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(self.optimizer)
+        scaler.update()
+        if looks and scaler.get_scale() < before:
+            self.compared_steps -= 1
 
     def _remember(self, loss: torch.Tensor) -> None:
         self.steps += 1
         self.latest = loss
-        if len(self.early) < COMPARED_STEPS:
-            self.early.append(loss)
+        if self.first is None:
+            self.first = loss
+        if self.compared_steps < COMPARED_STEPS:
+            self.compared_steps += 1
+            self.compared, self.compared_at = loss, self.steps
         if self.recipe.LOG_EVERY and self.steps % self.recipe.LOG_EVERY == 0:
             loss.item()  # what logging costs: a wait for the device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from bench.facts import DeviceReading
 from bench.measurement import DeviceWindows
 
 T = TypeVar("T")
+
+WAITED = 0.2
 
 
 class Watch:
@@ -26,21 +29,31 @@ class Watch:
 
     def restart(self) -> None:
         """A window begins."""
-        self.spent.read()
+        self.spent.start()
         self.host.restart()
+
+    def sampled(self) -> None:
+        """A sample has ended: its joules."""
+        self.spent.lap()
 
     def since_last(self) -> str | None:
         """What disturbed either, the device first: it is asked while it is still warm."""
         reading = self.device.reading()
         self.readings.append(reading)
-        self.spent.read()
         mark = self.host.since_last()
+        self.spent.start()
         return "hardware_slowdown" if reading.disturbed else mark
 
     @property
     def capped(self) -> bool:
         """Whether power or temperature held the clocks down at any time."""
         return any(reading.capped for reading in self.readings)
+
+    @property
+    def waited(self) -> bool:
+        """Whether the device was idle for more than WAITED of the time, by its own word."""
+        seen = _every(reading.utilization_percent for reading in self.readings)
+        return seen is not None and statistics.fmean(seen) < 100 * (1 - WAITED)
 
     def device_windows(self) -> DeviceWindows:
         """Columns of the record; a list is null if one of its windows is not known."""

@@ -256,8 +256,7 @@ def test_joules_are_the_right_boards(simulated: Simulated) -> None:
     assert a100["energy_source"] == "NVML, energy counter of the whole board"
     assert t4["energy_source"].startswith("NVML, the whole board, power integrated over")
     assert (a100["idle_power_w"], t4["idle_power_w"]) == pytest.approx((300, 60), rel=0.05)
-    # The steady samples' rate against the joules of warm-up and all: not the same seconds.
-    assert (watts(a100), watts(t4)) == pytest.approx((300, 60), rel=0.5)
+    assert (watts(a100), watts(t4)) == pytest.approx((300, 60), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +284,14 @@ def test_a_capped_and_shared_gpu_is_said_to_be_so(simulated: Simulated) -> None:
     assert {"power_limited", "shared_device"} <= set(record["warnings"])
     assert "hardware_slowdown" not in record["sample_marks"]
     assert record["other_processes"] == 2
+
+
+def test_a_gpu_that_waits_for_its_host_is_said_to(simulated: Simulated) -> None:
+    """It was idle for over a fifth of the time; a busy one carries no such warning."""
+    for busy_percent, waited in ((70, True), (97, False)):
+        record = simulated("run", *CUDA_TINY, utilization_gpu=busy_percent).cases[0]
+        assert set(record["window_utilization_percent"]) == {busy_percent}
+        assert ("device_waited" in record["warnings"]) is waited
 
 
 def test_a_gpu_that_slows_itself_down_is_disturbed(simulated: Simulated) -> None:

@@ -240,6 +240,9 @@ class Marks:
     def restart(self) -> None:
         self.calls += 1
 
+    def sampled(self) -> None:
+        """Nothing."""
+
     def since_last(self) -> str | None:
         self.calls += 1
         return "foreign" if self.calls % self.every == 0 else None

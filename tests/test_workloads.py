@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from bench import proof
+from bench.precisions import PRECISIONS
+from bench.recipes import sgd
+from bench.training import Trainer
 from tests.conftest import TINY, Bench
 
 pytestmark = pytest.mark.slow
@@ -42,6 +48,48 @@ def test_a_training_record_splits_its_seconds(bench: Bench, images: Path) -> Non
     assert 0.5 * most < record["projected_s"] <= most
     assert record["full"] is False
     assert record["train_s"] is None
+
+
+def test_steps_that_loss_scaling_skips_are_not_compared() -> None:
+    """fp16 gradients overflow until the scale is low enough: the loss compared is after updates."""
+
+    class Scaled:
+        """A CPU that scales losses as a GPU does in fp16, from `scale` on."""
+
+        def __init__(self, scale: float) -> None:
+            self.scale = scale
+
+        def scaler(self, _: object) -> torch.amp.GradScaler:
+            return torch.amp.GradScaler("cpu", init_scale=self.scale)
+
+        def autocast_dtype(self, _: object) -> None:
+            return None
+
+        def torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+    def trained(scale: float, steps: int) -> dict[str, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+        device: Any = Scaled(scale)
+        trainer = Trainer(model, sgd, device, PRECISIONS["amp"])
+        images, target = 20 * torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
+        for _ in range(steps):
+            trainer(images, target)
+        return proof.losses(trainer, full=False) | {"skipped": proof.updates_skipped(trainer)}
+
+    plain, scaled = trained(1.0, 20), trained(2.0**127, 20)
+    assert plain["last_loss"] < plain["first_loss"] == scaled["first_loss"]
+    assert plain["last_loss_step"] == 3
+    assert scaled["last_loss_step"] > 3
+    assert scaled["last_loss"] == pytest.approx(plain["last_loss"])
+    assert not scaled["skipped"]
+    assert trained(2.0**127, 2) == {
+        "first_loss": plain["first_loss"],
+        "last_loss": None,
+        "last_loss_step": None,
+        "skipped": True,
+    }
 
 
 def test_full_training_reports_real_seconds_and_accuracies(bench: Bench, images: Path) -> None:
