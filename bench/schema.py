@@ -255,7 +255,7 @@ WARNINGS = {
     "latency_contaminated": "others disturbed most requests; percentiles keep all of them",
     "power_limited": "power or temperature capped the device's clocks: a state, not a disturbance",
     "device_waited": "the device was idle over a fifth of the time, waiting for the host or its "
-    "data: its speed is theirs; try a larger batch, --engine compile or cudagraph, --loader-workers",
+    "data; try a larger batch, --engine compile or cudagraph, --loader-workers",
     "shared_device": "other processes computed on the device before this run",
     "clocks_disagree": "the device's own clock differs from the wall clock by over 5 %; wall time "
     "is what counts",
