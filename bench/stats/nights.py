@@ -5,11 +5,11 @@ about 3 %. A night's value is the mean of one or more processes. The model of a 
 
     level + what belongs to the night + what belongs to the process
 
-and the spread that decides is the one between nights. Few nights tell little of it, so
-series share it: empirical Bayes for variances (Smyth, Linear models and empirical Bayes
-methods, 2004, sections 4 and 6.2). Nights that move all series at once are one accident,
-not many: the degrees of freedom say so (Satterthwaite, 1946), and so do heavy tails (the
-t distribution with the excess kurtosis that residuals of all series show).
+and the spread that decides is the one between nights, which series share (bench.stats.noise).
+Nights that move all series at once are one accident, not many: the degrees of freedom say so
+(Satterthwaite, 1946), and so do heavy tails. Where these are, no night counts for more than
+BOUND of its standard deviations in a second look at the same windows (Huber, Robust estimation
+of a location parameter, 1964): one odd night is nothing, three in a row are something.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from scipy import optimize, special, stats
+from scipy import special
 
-from bench.stats import changes
+from bench.stats import changes, noise
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,7 +36,7 @@ SUSPECT_LEVEL, SUSPECT_SIZE = 0.005, 0.5  # a suspect's p and its share of SIZE
 STILL = 1 / 3  # share of the change, and of SIZE, that tonight alone must show
 FEWEST_LEVEL = 3  # nights; fewer that are over again were odd ones
 ALIKE = 3.0  # standard errors within which a level is the baseline's own again
-LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
+BOUND = 3.0  # standard deviations that one night may add where tails are heavy
 FEWEST_WITHIN = 10  # degrees of freedom from which the processes' share of the noise is believed
 
 
@@ -85,13 +85,20 @@ class Model(Struct, frozen=True):
     freedom: Array
     shared: float  # share of the variance that belongs to all series at once
     nights: int
-    process_share: float
-    tail: float  # degrees of freedom of a t distribution with tails like these
+    process_share: Array
+    tail: float  # degrees of freedom of a t distribution with tails like these; inf: normal
 
     def weight(self, processes: Array) -> Array:
         """Of a night's mean over so many processes, against one of a single process."""
-        share = self.process_share
-        return np.asarray(1 / (1 - share + share / np.maximum(processes, 1)))
+        return _weight(processes, self.process_share)
+
+    @property
+    def level(self) -> Array:
+        """Weighted mean of the baseline."""
+        weights = self.weights * self.base
+        total = np.where(weights, np.nan_to_num(self.values), 0.0) * weights
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total.sum(axis=0) / weights.sum(axis=0))
 
     def only(self, series: Array) -> Model:
         """The model of some series."""
@@ -99,7 +106,7 @@ class Model(Struct, frozen=True):
             self.values[:, series], self.weights[:, series], self.labels[:, series],
             self.base[:, series], self.anchor[:, series], self.changed[series],
             self.sigma[series], self.freedom[series], self.shared, self.nights,
-            self.process_share, self.tail,
+            self.process_share[series], self.tail,
         )  # fmt: skip
 
 
@@ -152,29 +159,25 @@ def learn(
             np.where(old, values, np.nan), accepted, size
         )
     share = _process_share(values, processes, labels, within)
-    weights = np.where(known, 1 / (1 - share + share / np.maximum(processes, 1)), 0.0)
+    weights = np.where(known, _weight(processes, share), 0.0)
     residuals, counts, levels = _residuals(values, weights, labels)
     freedom = counts - levels
     squares = (weights * residuals**2).sum(axis=0)
-    own = squares / np.maximum(freedom, 1)
-    prior_freedom, prior = squeeze(own[freedom > 0], freedom[freedom > 0])
-    total = prior_freedom + freedom
-    with np.errstate(invalid="ignore"):
-        variance = np.where(
-            np.isinf(total), prior, (prior_freedom * prior + squares) / np.maximum(total, 1)
-        )
-    sigma = np.maximum(np.sqrt(variance), LEAST_SIGMA)
-    scaled = np.where(known, residuals * np.sqrt(weights), 0.0) / sigma
+    spread = noise.spread(squares, freedom)
+    # More processes tell less of a series with more noise than most: its nights differ.
+    own = within.squares / within.freedom if within.freedom else 0.0
+    shares = np.minimum(share, own / spread.sigma**2)
     # A residual from a mean of n nights is smaller than the noise by sqrt(1 - 1/n).
-    scaled *= np.sqrt(counts / np.maximum(freedom, 1))
-    shared = _shared(scaled, known)
+    off = residuals * np.sqrt(weights) * np.sqrt(counts / np.maximum(freedom, 1))
+    shared = noise.shared(off / spread.sigma, known)
     base = old & (chosen == reference)
     after = old & (row >= anchored)
     anchor = after & (np.cumsum(after, axis=0) <= ANCHOR_NIGHTS)
     most = int(counts.max(initial=0))
     return Model(
-        values, weights, labels, base, anchor, changed, sigma, total,
-        shared, most, share, _tail(scaled[known & (row < _settled(nights))], shared, most),
+        values, np.where(known, _weight(processes, shares), 0.0), labels, base, anchor, changed,
+        spread.sigma, spread.freedom, shared, most, shares,
+        noise.tail(off, known & (row < _settled(nights)), spread, shared),
     )  # fmt: skip
 
 
@@ -189,20 +192,25 @@ def judge(model: Model, tonight: Array, processes: Array, options: Options) -> J
     base = np.vstack([model.base, np.zeros((1, count), bool)])
     anchor = np.vstack([model.anchor, np.zeros((1, count), bool)])
     best = _Best(count, options)
-    for nights in WINDOWS:
-        recent = np.arange(rows)[:, None] >= rows - nights
-        best.offer(
-            _contrast(filled, weights, recent & (weights > 0), base & ~recent),
-            model,
-            nights,
-            tonight,
-        )
-    recent = np.arange(rows)[:, None] >= rows - CREEP_NIGHTS
-    contrast = _contrast(filled, weights, recent & (weights > 0), anchor & ~recent)
-    # An anchor that is the baseline itself says nothing new.
-    contrast.enough[:] &= (anchor & ~recent).sum(axis=0) >= ANCHOR_NIGHTS
-    best.offer(contrast, model, 0, tonight)
+    bounded = _bounded(filled, weights, model) if np.isfinite(model.tail) else None
+    for nights, side in [*((n, base) for n in WINDOWS), (0, anchor)]:
+        recent = np.arange(rows)[:, None] >= rows - (nights or CREEP_NIGHTS)
+        new, old = recent & (weights > 0), side & ~recent
+        contrast = _contrast(filled, weights, new, old)
+        if nights == 0:
+            # An anchor that is the baseline itself says nothing new.
+            contrast.enough[:] &= old.sum(axis=0) >= ANCHOR_NIGHTS
+        best.offer(contrast, model, nights, tonight)
+        if bounded is not None:
+            best.offer(contrast, model, nights, tonight, _contrast(bounded, weights, new, old))
     return best.judged(np.isfinite(tonight))
+
+
+def _bounded(values: Array, weights: Array, model: Model) -> Array:
+    """Values no farther from the baseline than BOUND standard deviations of their night."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        most = BOUND * model.sigma / np.sqrt(weights)
+        return np.where(weights > 0, np.clip(values, model.level - most, model.level + most), 0.0)
 
 
 class _Contrast(Struct):
@@ -240,13 +248,20 @@ class _Best:
         self.any = np.zeros(count, bool)
         self.said = np.full(count, NOTHING)  # the most that a window says
 
-    def offer(self, found: _Contrast, model: Model, nights: int, tonight: Array) -> None:
-        """One more window."""
+    def offer(
+        self,
+        found: _Contrast,
+        model: Model,
+        nights: int,
+        tonight: Array,
+        bounded: _Contrast | None = None,
+    ) -> None:
+        """One more window. bounded: the same of bounded nights, which then is the evidence."""
         size, level = self.options.size, self.options.level(model.shared)
         error = model.sigma * np.sqrt(found.variance)
-        freedom = _freedom(model, max(nights, 1) if nights else CREEP_NIGHTS)
+        freedom = _freedom(model, nights or CREEP_NIGHTS, tails=bounded is None)
         with np.errstate(invalid="ignore"):
-            t = found.effect / error
+            t = (bounded or found).effect / error
             p, p_better = special.stdtr(freedom, -t), special.stdtr(freedom, t)
             # What was odd on earlier nights and is over is not told again.
             now = tonight - found.level
@@ -280,15 +295,22 @@ class _Best:
 NOTHING, SUSPECT, BETTER, WORSE = range(4)
 
 
-def _freedom(model: Model, nights: int) -> Array:
+def _freedom(model: Model, nights: int, *, tails: bool = True) -> Array:
     """Degrees of freedom of a contrast whose recent side has so many nights."""
     with np.errstate(divide="ignore"):
         together = 1 / (
             model.shared**2 / max(model.nights - 1, 1) + (1 - model.shared) ** 2 / model.freedom
         )
-    # The excess kurtosis of a mean of n is an n-th of one's.
-    tail = np.inf if np.isinf(model.tail) else 4 + (model.tail - 4) * math.sqrt(nights)
+    if not tails or np.isinf(model.tail):
+        return np.asarray(together)
+    # The excess kurtosis of a mean of n is an n-th of one's; a tail index under 4 stays.
+    tail = model.tail if model.tail < 4 else 4 + (model.tail - 4) * math.sqrt(nights)
     return np.minimum(together, tail)
+
+
+def _weight(processes: Array, share: float | Array) -> Array:
+    """Of a mean over so many processes, to which `share` of one's variance belongs."""
+    return np.asarray(1 / (1 - share + share / np.maximum(processes, 1)))
 
 
 class _Levels(Struct):
@@ -302,7 +324,7 @@ class _Levels(Struct):
 
 def _levels(values: Array, accepted: Array, size: float) -> tuple[Array, Array, Array, Array]:
     """_Levels of every series as arrays."""
-    sigma = np.maximum(changes.noise(values), LEAST_SIGMA)
+    sigma = np.maximum(changes.noise(values), noise.LEAST_SIGMA)
     labels = np.zeros(values.shape, np.int16)
     reference, anchored = np.zeros((2, values.shape[1]), int)
     changed = np.full(values.shape[1], -1)
@@ -378,7 +400,7 @@ def _process_share(values: Array, processes: Array, labels: Array, within: Withi
     share = 0.5
     for _ in range(5):
         known = np.isfinite(values)
-        weights = np.where(known, 1 / (1 - share + share / np.maximum(processes, 1)), 0.0)
+        weights = np.where(known, _weight(processes, share), 0.0)
         residuals, counts, levels = _residuals(values, weights, labels)
         freedom = int((counts - levels).sum())
         total = float((weights * residuals**2).sum()) / max(freedom, 1)
@@ -386,53 +408,9 @@ def _process_share(values: Array, processes: Array, labels: Array, within: Withi
     return share
 
 
-def _shared(scaled: Array, known: Array) -> float:
-    """Share of the variance that moves all series of a night together."""
-    counts = known.sum(axis=1)
-    rows = counts > 1
-    if not rows.any():
-        return 0.0
-    means = scaled[rows].sum(axis=1) / counts[rows]
-    alone = 1 / counts[rows]
-    share = (means**2 - alone).mean() / (1 - alone).mean()
-    return float(np.clip(share, 0, 1))
-
-
 def _settled(nights: int) -> int:
     """How many nights tell of the tails: the latest may hold a change that no level shows yet."""
     return nights - FEWEST_LEVEL if nights - FEWEST_LEVEL >= 2 * FEWEST_NIGHTS else nights
-
-
-def _tail(scaled: Array, shared: float, nights: int) -> float:
-    """Degrees of freedom of a t distribution with the kurtosis these show; inf: none shown.
-
-    What all series share are as many numbers as nights, and shows a kurtosis by chance sooner.
-    """
-    if len(scaled) < 100:
-        return float("inf")
-    excess = float(stats.kurtosis(scaled))
-    chance = shared**2 / max(nights, 1) + (1 - shared) ** 2 / len(scaled)
-    return float("inf") if excess < 3 * np.sqrt(24 * chance) else 4 + 6 / excess
-
-
-def squeeze(variances: Array, freedom: Array) -> tuple[float, float]:
-    """Degrees of freedom and variance of the prior that `variances` share.
-
-    Smyth 2004, section 6.2: moments of the logarithms, which are a shifted log F. Infinite
-    degrees of freedom: they differ by no more than chance.
-    """
-    if len(variances) == 0:
-        return 0.0, 0.0
-    positive = np.maximum(variances, max(1e-5 * float(np.median(variances)), LEAST_SIGMA**2 / 100))
-    if len(positive) < 3:
-        return 0.0, float(positive.mean())
-    shift = np.log(positive) - special.digamma(freedom / 2) + np.log(freedom / 2)
-    mean = float(shift.mean())
-    left = float(shift.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
-    if left <= 0:
-        return float("inf"), float((variances * freedom).sum() / freedom.sum())
-    half = optimize.brentq(lambda x: special.polygamma(1, x) - left, 1e-6, 1e8)
-    return 2 * half, float(np.exp(mean + special.digamma(half) - np.log(half)))
 
 
 def least_seen(model: Model, options: Options, nights: int, processes: int) -> Array:
