@@ -123,7 +123,7 @@ def decider(judgement: Judgement, series_of: Mapping[str, int], control: str | N
         calm = [] if control is None else tries.get(control, [])
         undecided = set()
         for look in judgement.looks:
-            moved = 0.0 if control is None else _shift(look, series_of[control], calm)
+            moved = None if control is None else _shift(look, series_of[control], calm)
             undecided |= {
                 case_id
                 for case_id, done in tries.items()
@@ -136,11 +136,11 @@ def decider(judgement: Judgement, series_of: Mapping[str, int], control: str | N
     return decide
 
 
-def _shift(look: Look, s: int, tries: Sequence[Tried]) -> float:
+def _shift(look: Look, s: int, tries: Sequence[Tried]) -> float | None:
     """How much worse the control became, as judging.shift says it."""
     again = _known(look, tries)
     value, count = look.family.first
-    return sum(again) / len(again) - float(value[s]) if again and count[s] else 0.0
+    return sum(again) / len(again) - float(value[s]) if again and count[s] else None
 
 
 def _known(look: Look, tries: Sequence[Tried]) -> list[float]:
@@ -149,9 +149,9 @@ def _known(look: Look, tries: Sequence[Tried]) -> list[float]:
 
 
 def _undecided(
-    judgement: Judgement, look: Look, s: int, tries: Sequence[Tried], moved: float
+    judgement: Judgement, look: Look, s: int, tries: Sequence[Tried], moved: float | None
 ) -> bool:
-    """Of one metric of one series. moved: how much worse the control became."""
+    """Of one metric of one series. moved: how much worse the control became, None: unknown."""
     if not look.judged.suspect[s]:
         return False
     again = _known(look, tries)
@@ -166,7 +166,8 @@ def _undecided(
     )  # fmt: skip
     alone = np.array([sum(again) / len(again)])
     state = nights.confirmed(now, alone, len(again), judgement.options)[0]
-    return state == "undecided" or (state == "confirmed" and moved >= judgement.options.size)
+    slower = moved is not None and moved >= judgement.options.size
+    return state == "undecided" or (state == "confirmed" and slower)
 
 
 def control(judgement: Judgement, suspects: Sequence[int], able: set[int]) -> int | None:

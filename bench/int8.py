@@ -31,17 +31,31 @@ class Int8(Struct, frozen=True, kw_only=True):
     verdict: str
 
 
-def verdicts(rows: pd.DataFrame) -> list[Int8]:
-    """One for each measured INT8 inference row; `rows` as analysis.newest gives them."""
-    measured = rows[(rows["status"] == "measured") & (rows["task"] == "infer")]
+def verdicts(rows: pd.DataFrame, every: pd.DataFrame) -> list[Int8]:
+    """One for each measured INT8 inference row; `rows` as analysis.newest gives them.
+
+    every: all records of the cases. fp32 of the same engine is that of the same run, where it
+    has one: a later run that measured fp32 alone takes nothing from a pair that was interleaved.
+    """
     names = [p.name for p in PRECISIONS.values() if p.kind == "int8"]
-    fp32 = measured[measured["precision"] == "fp32"]
-    return [_one(r, fp32) for r in measured[measured["precision"].isin(names)].to_dict("records")]
+    found, fp32 = _inference(rows), _inference(rows, "fp32")
+    return [
+        _one(
+            row, fp32, _inference(analysis.newest(every[every["run_id"] == row["run_id"]]), "fp32")
+        )
+        for row in found[found["precision"].isin(names)].to_dict("records")
+    ]
 
 
-def _one(row: Row, fp32: pd.DataFrame) -> Int8:
-    same = [f for f in CASE_FIELDS if f not in FREE]
-    own = analysis.alike(fp32, row, [*same, *PLACE])
+def _inference(rows: pd.DataFrame, precision: str | None = None) -> pd.DataFrame:
+    measured = rows[(rows["status"] == "measured") & (rows["task"] == "infer")]
+    return measured if precision is None else measured[measured["precision"] == precision]
+
+
+def _one(row: Row, fp32: pd.DataFrame, same_run: pd.DataFrame) -> Int8:
+    same = [*(f for f in CASE_FIELDS if f not in FREE), *PLACE]
+    own = analysis.alike(same_run, row, same)
+    own = analysis.alike(fp32, row, same) if own.empty else own
     over_own = analysis.ratio_over(row, own)
     smaller = _smaller(row, own)
     lost = _known(row["fp32_top1_accuracy"]), _known(row["top1_accuracy"])

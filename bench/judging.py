@@ -146,7 +146,8 @@ def moved(judgement: Judgement) -> list[Finding]:
     for look in judgement.looks:
         again = look.family.again_processes
         seen = nights.stands(look.judged, look.family.again, judgement.options)
-        still = shift(look, calm) < judgement.options.size
+        machine = shift(look, calm)
+        still = machine is None or machine < judgement.options.size
         enough = np.where(tries < FEWEST_CONFIRMING, again == tries, again >= FEWEST_CONFIRMING)
         stood = (tries == 0) | (enough & seen & still)
         for s in np.flatnonzero(look.judged.suspect | look.judged.better):
@@ -156,10 +157,14 @@ def moved(judgement: Judgement) -> list[Finding]:
                 colour = "red" if look.judged.worse[s] and stood[s] else "yellow"
             one = _finding(judgement, look, int(s), colour)
             words = _measured_again(int(tries[s]), int(again[s]), bool(seen[s]), still)
+            words = words or ("" if machine is not None else UNCONTROLLED)
             if colour != "green" and tries.any():
                 one = msgspec.structs.replace(one, reason=one.reason + words)
             found.append(one)
     return sorted(found, key=_order)
+
+
+UNCONTROLLED = "; no control tells whether the machine became slower too"
 
 
 def _measured_again(tries: int, undisturbed: int, seen: bool, still: bool) -> str:
@@ -182,14 +187,15 @@ def _calm(judgement: Judgement) -> Array:
     return (judgement.history.confirming > 0) & ~suspect
 
 
-def shift(look: Look, calm: Array) -> float:
+def shift(look: Look, calm: Array) -> float | None:
     """By how much calm series became worse from their first to their confirming processes.
 
-    A difference of logarithms, 0 where nobody knows. It belongs to the machine.
+    A difference of logarithms, which belongs to the machine. None where nobody knows: calm
+    series lack this metric, or others disturbed them each time.
     """
     value, count = look.family.first
     known = calm & (count > 0) & (look.family.again_processes > 0)
-    return float((look.family.again - value)[known].mean()) if known.any() else 0.0
+    return float((look.family.again - value)[known].mean()) if known.any() else None
 
 
 COLOURS = ("red", "yellow", "green")

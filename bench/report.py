@@ -76,7 +76,8 @@ def make(results: Path, out: Path, baseline: str | None = None) -> Made:
     charts = sorted((draw(n, real) for n in registry.names("charts")), key=lambda c: c.place)
     headline = article.headline(real)
     nights = nightly.section(results, found.frame)
-    page = _page(rows, real, charts, headline, baseline, notes, found.passed_over, nights)
+    verdicts = int8.verdicts(real, grid)
+    page = _page(rows, real, verdicts, charts, headline, baseline, notes, found.passed_over, nights)
     if nights is not None:
         charts = [*charts, Chart("nights", 0, "Nights", nights.png)]
     _write(out, page, charts)
@@ -97,6 +98,7 @@ def draw(name: str, rows: pd.DataFrame) -> Chart:
 def _page(
     rows: pd.DataFrame,
     real: pd.DataFrame,
+    verdicts: list[int8.Int8],
     charts: list[Chart],
     headline: str,
     baseline: str | None,
@@ -118,7 +120,7 @@ def _page(
         speedups=analysis.speedups(real, baseline),
         baseline=baseline or analysis.DEFAULT_BASELINE,
         scalings=analysis.scalings(real),
-        int8=int8.verdicts(real),
+        int8=verdicts,
         int8_training=int8.training_costs(real),
         int8_claims=list(int8.claims().values()),
         machines=_machines(rows),

@@ -132,6 +132,15 @@ def test_a_control_that_became_slower_confirms_nothing(bench: Any, tmp_path: Pat
     assert "the control became slower too" in found[CASES[0].case_id]["reason"]
 
 
+def test_a_control_that_tells_nothing_is_said_to(bench: Any, tmp_path: Path) -> None:  # noqa: F811
+    """There was none: what stands is red, and that nobody knows more is said."""
+    found = night(bench, tmp_path / "r", {CASES[0]: 0.12}, CASES[:1])
+    assert found[CASES[0].case_id]["colour"] == "red"
+    assert "no control tells" in found[CASES[0].case_id]["reason"]
+    known = night(bench, tmp_path / "s", {CASES[0]: 0.12, CASES[4]: 0.0}, CASES[:1])
+    assert "no control tells" not in known[CASES[0].case_id]["reason"]
+
+
 def test_what_others_disturbed_confirms_nothing(bench: Any, tmp_path: Path) -> None:  # noqa: F811
     again = {CASES[0]: 0.12, CASES[4]: 0.0}
     found = night(bench, tmp_path / "r", again, CASES[:1], warnings=["contaminated"])

@@ -17,7 +17,8 @@ from tests import records
 
 def judged(folder: Path, *made: Any) -> list[int8.Int8]:
     records.write(folder, *made)
-    return int8.verdicts(analysis.newest(store.read(folder).frame))
+    frame = store.read(folder).frame
+    return int8.verdicts(analysis.newest(frame), frame)
 
 
 def one(engine: str, precision: str, rate: float, bytes_: int | None, **more: Any) -> Any:
@@ -93,6 +94,19 @@ def test_rows_of_different_runs_decide_nothing(tmp_path: Path) -> None:
     assert "2–3× faster: in different runs 2.50 ± 0.09, inconclusive" in found.verdict
 
 
+def test_a_later_run_of_fp32_alone_takes_nothing_from_a_pair(tmp_path: Path) -> None:
+    """The pair's own fp32 was interleaved with it, whatever the newest one says."""
+    (found,) = judged(
+        tmp_path,
+        *three("openvino", "fp32", 10, 100),
+        *three("openvino", "int8", 25, 26),
+        *three("openvino", "fp32", 20, 100, run_id="20260102T000000Z-aaaaaa"),
+    )
+    assert found.own_fp32 is not None
+    assert found.own_fp32.value == pytest.approx(2.5)
+    assert found.verdict.endswith("2–3× faster: holds")
+
+
 def test_the_best_fp32_is_the_same_in_both_tables(tmp_path: Path) -> None:
     """Of the same network, on the same device."""
     records.write(
@@ -103,8 +117,9 @@ def test_the_best_fp32_is_the_same_in_both_tables(tmp_path: Path) -> None:
         one("onnxruntime", "fp32", 98, 104, case={"classes": 10}),
         one("onnxruntime", "fp32", 97, 104, case={"batch_size": 8}),
     )
-    rows = analysis.newest(store.read(tmp_path).frame)
-    (verdict,) = int8.verdicts(rows)
+    frame = store.read(tmp_path).frame
+    rows = analysis.newest(frame)
+    (verdict,) = int8.verdicts(rows, frame)
     (speedup,) = [s for s in analysis.speedups(rows, None) if s.row["precision"] == "int8"]
     assert verdict.best_fp32 == speedup.best_fp32
     assert verdict.best_fp32 is not None
