@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,11 +58,21 @@ def verdict(name: str, ratios: list[float], within: float = WITHIN) -> int:
 def estimate(ratios: list[float]) -> tuple[float, float, float]:
     """Trimmed geometric mean and its 95 % interval; of too few pairs that is NaN."""
     logs = np.log(ratios)
-    middle = float(np.exp(mstats.trimmed_mean(logs, limits=TRIMMED)))
+    middle = float(np.exp(mstats.trimmed_mean(logs, limits=TRIMMED))) if len(logs) else math.nan
     if len(logs) < FEWEST_PAIRS:
         return middle, math.nan, math.nan
     low, high = np.exp(mstats.trimmed_mean_ci(logs, limits=TRIMMED, alpha=0.05))
     return middle, float(low), float(high)
+
+
+def more(kept: Path | None, name: str, ratios: list[float]) -> list[float]:
+    """All pairs of this name that `kept` holds, these too; without a file, these."""
+    if kept is None:
+        return ratios
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    found[name] = [*found.get(name, []), *ratios]
+    kept.write_text(json.dumps(found), encoding="utf-8")
+    return list(found[name])
 
 
 def standing(low: float, high: float, within: float) -> int:
@@ -281,6 +292,13 @@ def main() -> None:
         metavar="ENGINE:PRECISION",
         help="as --engines, for this one; may be repeated",
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE.json",
+        help="add the pairs to those of earlier times there, and judge all: a noisy machine needs "
+        "more of them than one quiet hour has",
+    )
     options = parser.parse_args()
     if options.engines or options.only:
         sys.exit(engines_against_bare(options.only or WAYS, options.seconds))
@@ -288,12 +306,13 @@ def main() -> None:
     one_more_case()
     if options.pairs:
         # First, while this process has loaded no torch: as the parent of a real run.
-        verdict("forked ÷ fresh worker, ResNet-18 32 px", forked_against_fresh(options.pairs))
+        name = "forked ÷ fresh worker, ResNet-18 32 px"
+        verdict(name, more(options.keep, name, forked_against_fresh(options.pairs)))
     for task in ("infer", "train"):
         # Small images make the steps short, which is harder for the harness.
         case = Case(task=task, image_size=64, batch_size=2)
-        ratios = loop_against_bare(case, options.seconds)
-        verdict(f"harness ÷ bare loop, ResNet-50 64 px {task}", ratios)
+        name = f"harness ÷ bare loop, ResNet-50 64 px {task}"
+        verdict(name, more(options.keep, name, loop_against_bare(case, options.seconds)))
 
 
 if __name__ == "__main__":
