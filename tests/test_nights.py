@@ -191,6 +191,18 @@ def test_heavy_tails_ask_for_more(count: int) -> None:
     assert nights.learn(history(count, 50), np.ones((count, 50)), size=SIZE).tail == np.inf
 
 
+def test_a_metric_that_never_differs_is_judged_all_the_same() -> None:
+    """Bytes are the same every night; then one series needs a tenth more, or was odd before."""
+    for odd in (0.0, 0.05):
+        values = np.zeros((43, 50))
+        values[::7, :10] += odd
+        values[-3:] = 0.0
+        values[-3:, 30] = 0.10
+        found = judged(values)
+        assert np.flatnonzero(found.worse).tolist() == [30]
+        assert np.isfinite(found.p).all()
+
+
 def test_where_tails_are_heavy_one_odd_night_is_nothing_and_three_are_something() -> None:
     values = heavy(43)
     values[-3:] = 0.0

@@ -21,6 +21,7 @@ LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
 FEWEST_FREEDOM = 5  # from which a series' own spread is believed
 UNEVEN = 50.0  # degrees of freedom of the prior under which series differ in their noise
 HEAVY_KURTOSIS, HEAVY_SHARE = 0.5, 0.02  # from which, and of how many residuals, the tail index
+FINITE = 2.0  # tail index from which a variance exists
 ENOUGH_FOR_TAILS = 100_000  # values
 SMALLEST = 1e-300  # a p whose normal quantile is finite
 
@@ -93,7 +94,8 @@ def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
     """
     # Every so many series tell of the tails as well as all would, and sooner.
     some = slice(None, None, max(1, off.size // ENOUGH_FOR_TAILS))
-    off, use, freedom = off[:, some], use[:, some], noise.freedom[some] - 1
+    off, freedom = off[:, some], noise.freedom[some] - 1
+    use = use[:, some] & (freedom >= 1)  # one night's spread cannot be told without it
     with np.errstate(invalid="ignore", divide="ignore"):
         others = ((freedom + 1) * noise.variance[some] - off**2) / freedom
     others = np.where(np.isinf(freedom), noise.prior, others)
@@ -105,7 +107,7 @@ def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
     normal = -np.sign(outward) * special.ndtri(np.maximum(p, SMALLEST))
     excess = float(stats.kurtosis(normal))
     chance = shared**2 / len(use) + (1 - shared) ** 2 / len(outward)
-    if excess < 3 * np.sqrt(24 * chance):
+    if not excess >= 3 * np.sqrt(24 * chance):  # NaN where nothing differs at all
         return float("inf")
     by_kurtosis = 4 + 6 / excess
     if excess <= HEAVY_KURTOSIS:
@@ -114,7 +116,13 @@ def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
 
 
 def _tail_index(sizes: Array) -> float:
-    """Hill's estimate from the largest ones: P(size > x) falls as x to the minus this."""
+    """Hill's estimate from the largest ones: P(size > x) falls as x to the minus this.
+
+    At least FINITE: without a variance no spread would mean anything.
+    """
     count = max(10, math.ceil(HEAVY_SHARE * len(sizes)))
     largest = np.sort(sizes)[-count - 1 :]
-    return float(1 / np.mean(np.log(largest[1:] / largest[0])))
+    if largest[0] == 0:
+        return FINITE
+    mean = float(np.log(largest[1:] / largest[0]).mean())
+    return max(FINITE, 1 / mean) if mean else float("inf")
