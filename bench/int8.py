@@ -39,12 +39,11 @@ def verdicts(rows: pd.DataFrame, every: pd.DataFrame) -> list[Int8]:
     """
     names = [p.name for p in PRECISIONS.values() if p.kind == "int8"]
     found, fp32 = _inference(rows), _inference(rows, "fp32")
-    return [
-        _one(
-            row, fp32, _inference(analysis.newest(every[every["run_id"] == row["run_id"]]), "fp32")
-        )
-        for row in found[found["precision"].isin(names)].to_dict("records")
-    ]
+    found = found[found["precision"].isin(names)]
+    paired = every[(every["precision"] == "fp32") & every["run_id"].isin(set(found["run_id"]))]
+    runs = {run: _inference(analysis.newest(of), "fp32") for run, of in paired.groupby("run_id")}
+    none = fp32.iloc[:0]
+    return [_one(r, fp32, runs.get(r["run_id"], none)) for r in found.to_dict("records")]
 
 
 def _inference(rows: pd.DataFrame, precision: str | None = None) -> pd.DataFrame:

@@ -275,21 +275,28 @@ def differing(history: History, accepted: Sequence[Accepted]) -> list[Finding]:
         )  # fmt: skip
         outside = np.flatnonzero(seen.outside[-1])
         found += [_differing(history, int(s), result, seen) for s in outside]
+        if result.always:
+            here = np.zeros(len(since), bool)
+            here[series[measured & (night == history.tonight)]] = True
+            gone = here & np.isnan(seen.values[-1]) & np.isfinite(seen.normal)
+            found += [_differing(history, int(s), result, seen) for s in np.flatnonzero(gone)]
     return found
 
 
 def _differing(history: History, s: int, result: Result, seen: results.Walked) -> Finding:
     names = history.series.iloc[s]
     old, new = float(seen.normal[s]), float(seen.values[-1, s])
-    since = seen.since(s)
+    none = math.isnan(new)  # not a number, or no step that counted
+    since = history.tonight if none else seen.since(s)
+    said = "none" if none else f"{new:.4g}"
     return Finding(
         colour="red", kind="differs",
         case_id=names["case_id"], device_name=names["device_name"],
         machine_fingerprint=names["machine_fingerprint"],
-        metric=result.column, unit="", before=old, now=new,
-        change=new / old - 1 if old else None,
+        metric=result.column, unit="", before=old, now=None if none else new,
+        change=new / old - 1 if old and not none else None,
         since_run=history.runs[since], since=history.starts[since].to_pydatetime(),
-        reason=f"{result.title} {old:.4g} → {new:.4g}: another result, not another speed",
+        reason=f"{result.title} {old:.4g} → {said}: another result, not another speed",
     )  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def case_warnings(case: Case, work: workload.Work, found: dict[str, Any]) -> lis
         "emulated": work.device.emulates(precision) is not None,
         "pretend_data": work.pretend_data and case.loader_workers is not None,
         "no_test_images": case.full and work.evaluate is None,
-        "updates_skipped": work.trainer is not None and proof.updates_skipped(work.trainer),
+        "updates_skipped": work.trainer is not None and work.trainer.updates_skipped,
         "corrupt_images": bool(found.get("corrupt_image_count")),
         "not_deterministic": bool(found["nondeterministic_operations"]),
     }

@@ -87,15 +87,10 @@ def losses(trainer: Trainer, *, full: bool) -> dict[str, Any]:
     last, step = trainer.compared, trainer.compared_at
     if full:
         last, step = trainer.latest, trainer.steps
-    elif updates_skipped(trainer):
+    elif trainer.scaler is not None and trainer.compared_steps < COMPARED_STEPS:
         last = None
     return {
         "first_loss": float(trainer.first),
         "last_loss": None if last is None else float(last),
         "last_loss_step": None if last is None else step,
     }
-
-
-def updates_skipped(trainer: Trainer) -> bool:
-    """Whether loss scaling kept the model from learning."""
-    return trainer.compared_steps < COMPARED_STEPS

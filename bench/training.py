@@ -21,7 +21,7 @@ Place = Callable[[torch.Tensor], torch.Tensor]
 
 # Every case trains at least this many steps however slow it is, so losses up to here compare.
 # Steps that loss scaling skips are none: it starts too high in fp16 and skips the first few.
-COMPARED_STEPS = 3
+COMPARED_STEPS, MOST_STEPS = 3, 30
 
 
 class Trainer:
@@ -68,7 +68,8 @@ class Trainer:
 
     def _scaled(self, scaler: torch.amp.GradScaler, loss: torch.Tensor) -> None:
         """Backward and update with loss scaling, which skips the update when gradients overflow."""
-        looks = self.compared_steps < COMPARED_STEPS  # reading the scale waits for the device
+        # Reading the scale waits for the device, so that is done in the first steps only.
+        looks = self.compared_steps < COMPARED_STEPS and self.steps <= MOST_STEPS
         before = scaler.get_scale() if looks else 0.0
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(self.optimizer)
@@ -76,12 +77,17 @@ class Trainer:
         if looks and scaler.get_scale() < before:
             self.compared_steps -= 1
 
+    @property
+    def updates_skipped(self) -> bool:
+        """Whether loss scaling kept the model from learning in all steps that were looked at."""
+        return self.steps >= MOST_STEPS and self.compared_steps < COMPARED_STEPS
+
     def _remember(self, loss: torch.Tensor) -> None:
         self.steps += 1
         self.latest = loss
         if self.first is None:
             self.first = loss
-        if self.compared_steps < COMPARED_STEPS:
+        if self.compared_steps < COMPARED_STEPS and self.steps <= MOST_STEPS:
             self.compared_steps += 1
             self.compared, self.compared_at = loss, self.steps
         if self.recipe.LOG_EVERY and self.steps % self.recipe.LOG_EVERY == 0:

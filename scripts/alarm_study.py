@@ -97,6 +97,8 @@ WORLDS = [
     World("5 % step, heavy tails (t, 3 degrees)", heavy, heavy_process, 0.05),
     World("5 % step, two states 4 % apart", two_state, normal, 0.05),
     World("5 % step, slow drift of ± 1.5 %", drift, normal, 0.05),
+    World("10 % step, heavy tails (t, 3 degrees)", heavy, heavy_process, 0.10),
+    World("50 % step, heavy tails (t, 3 degrees)", heavy, heavy_process, 0.50),
 ]
 
 

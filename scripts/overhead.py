@@ -1,10 +1,10 @@
 """What the harness costs: its timing loop, its forked workers, its start.
 
 Every comparison alternates its two arms within one stretch of time, because a
-single time on a shared machine means nothing. Ratios are 20 % trimmed means of the
-logarithms of pairs with their 95 % interval (Tukey and McLaughlin, 1963;
-scipy.stats.mstats.trimmed_mean_ci): the median's would be a seventh wider. Samples that the
-harness itself marks as disturbed are left out, as it does.
+single time on a shared machine means nothing. Ratios are geometric means of pairs with
+their 95 % t interval: the throughput is a mean too, and what the harness costs it may cost
+every fifth sample, which a median or a trimmed mean would not see. Samples that the harness
+itself marks as disturbed are left out, as it does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import sys
 import tempfile
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from scipy.stats import mstats
+from scipy import stats
 
 from bench import processes
 from bench.devices import Delegate, Device
@@ -38,7 +37,6 @@ ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 WAYS = [f"{e}:{p}" for e, p in itertools.product(ENGINES, ("fp32", "int8"))]
 SHOWN, OFF, UNDECIDED = 0, 1, 3  # exit codes of --engines
 TURNS = 60  # samples of each worker of a pair: fewer are noisier than the workers differ
-TRIMMED = (0.2, 0.2)  # shares of the least and the largest ratios
 FEWEST_PAIRS = 10
 
 
@@ -56,23 +54,12 @@ def verdict(name: str, ratios: list[float], within: float = WITHIN) -> int:
 
 
 def estimate(ratios: list[float]) -> tuple[float, float, float]:
-    """Trimmed geometric mean and its 95 % interval; of too few pairs that is NaN."""
-    logs = np.log(ratios)
-    middle = float(np.exp(mstats.trimmed_mean(logs, limits=TRIMMED))) if len(logs) else math.nan
-    if len(logs) < FEWEST_PAIRS:
-        return middle, math.nan, math.nan
-    low, high = np.exp(mstats.trimmed_mean_ci(logs, limits=TRIMMED, alpha=0.05))
-    return middle, float(low), float(high)
-
-
-def more(kept: Path | None, name: str, ratios: list[float]) -> list[float]:
-    """All pairs of this name that `kept` holds, these too; without a file, these."""
-    if kept is None:
-        return ratios
-    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    found[name] = [*found.get(name, []), *ratios]
-    kept.write_text(json.dumps(found), encoding="utf-8")
-    return list(found[name])
+    """Geometric mean and its 95 % interval; of too few pairs that is NaN."""
+    if len(ratios) < FEWEST_PAIRS:
+        return (float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan), math.nan, math.nan
+    found = stats.ttest_1samp(np.log(ratios), 0.0)
+    low, high = found.confidence_interval(0.95)
+    return math.sqrt(math.exp(low + high)), math.exp(low), math.exp(high)
 
 
 def standing(low: float, high: float, within: float) -> int:
@@ -292,13 +279,6 @@ def main() -> None:
         metavar="ENGINE:PRECISION",
         help="as --engines, for this one; may be repeated",
     )
-    parser.add_argument(
-        "--keep",
-        type=Path,
-        metavar="FILE.json",
-        help="add the pairs to those of earlier times there, and judge all: a noisy machine needs "
-        "more of them than one quiet hour has",
-    )
     options = parser.parse_args()
     if options.engines or options.only:
         sys.exit(engines_against_bare(options.only or WAYS, options.seconds))
@@ -306,13 +286,12 @@ def main() -> None:
     one_more_case()
     if options.pairs:
         # First, while this process has loaded no torch: as the parent of a real run.
-        name = "forked ÷ fresh worker, ResNet-18 32 px"
-        verdict(name, more(options.keep, name, forked_against_fresh(options.pairs)))
+        verdict("forked ÷ fresh worker, ResNet-18 32 px", forked_against_fresh(options.pairs))
     for task in ("infer", "train"):
         # Small images make the steps short, which is harder for the harness.
         case = Case(task=task, image_size=64, batch_size=2)
-        name = f"harness ÷ bare loop, ResNet-50 64 px {task}"
-        verdict(name, more(options.keep, name, loop_against_bare(case, options.seconds)))
+        ratios = loop_against_bare(case, options.seconds)
+        verdict(f"harness ÷ bare loop, ResNet-50 64 px {task}", ratios)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -232,6 +233,23 @@ def test_another_loss_is_red_whatever_the_speed(bench: Bench, tmp_path: Path) ->
     code, night = judged(bench, make(tmp_path / "r", LAST + 1, change))
     assert code == 1
     assert {(f["kind"], f["metric"]) for f in night["findings"]} == {("differs", "last_loss")}
+
+
+def test_a_loss_that_is_no_number_any_more_is_red(bench: Bench, tmp_path: Path) -> None:
+    """NaN is null in JSON, and so is the loss of a training that skipped every update."""
+    for name, value in (("nan", math.nan), ("none", None)):
+
+        def change(night: int, case: Case, made: Record, value: float | None = value) -> Record:
+            if night != LAST or case.task != "train":
+                return made
+            other = msgspec.structs.replace(made.measurement, last_loss=value)
+            return msgspec.structs.replace(made, measurement=other)
+
+        code, night = judged(bench, make(tmp_path / name, LAST + 1, change))
+        assert code == 1
+        (one, *_) = night["findings"]
+        assert (one["kind"], one["metric"], one["now"]) == ("differs", "last_loss", None)
+        assert "loss 2.5 → none" in one["reason"]
 
 
 def test_a_wrong_result_does_not_become_normal_by_lasting(bench: Bench, tmp_path: Path) -> None:

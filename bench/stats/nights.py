@@ -93,7 +93,7 @@ class Model(Struct, frozen=True):
         return _weight(processes, self.process_share)
 
     @property
-    def level(self) -> Array:
+    def base_level(self) -> Array:
         """Weighted mean of the baseline."""
         weights = self.weights * self.base
         total = np.where(weights, np.nan_to_num(self.values), 0.0) * weights
@@ -163,7 +163,7 @@ def learn(
     residuals, counts, levels = _residuals(values, weights, labels)
     freedom = counts - levels
     squares = (weights * residuals**2).sum(axis=0)
-    spread = noise.spread(squares, freedom)
+    spread = noise.spread_of(squares, freedom)
     # More processes tell less of a series with more noise than most: its nights differ.
     own = within.squares / within.freedom if within.freedom else 0.0
     shares = np.minimum(share, own / spread.sigma**2)
@@ -210,7 +210,9 @@ def _bounded(values: Array, weights: Array, model: Model) -> Array:
     """Values no farther from the baseline than BOUND standard deviations of their night."""
     with np.errstate(divide="ignore", invalid="ignore"):
         most = BOUND * model.sigma / np.sqrt(weights)
-        return np.where(weights > 0, np.clip(values, model.level - most, model.level + most), 0.0)
+        return np.where(
+            weights > 0, np.clip(values, model.base_level - most, model.base_level + most), 0.0
+        )
 
 
 class _Contrast(Struct):
@@ -259,9 +261,9 @@ class _Best:
         """One more window. bounded: the same of bounded nights, which then is the evidence."""
         size, level = self.options.size, self.options.level(model.shared)
         error = model.sigma * np.sqrt(found.variance)
-        freedom = _freedom(model, nights or CREEP_NIGHTS, tails=bounded is None)
+        freedom, scale = _freedom(model, nights or CREEP_NIGHTS, tails=bounded is None)
         with np.errstate(invalid="ignore"):
-            t = (bounded or found).effect / error
+            t = scale * (bounded or found).effect / error
             p, p_better = special.stdtr(freedom, -t), special.stdtr(freedom, t)
             # What was odd on earlier nights and is over is not told again.
             now = tonight - found.level
@@ -295,17 +297,21 @@ class _Best:
 NOTHING, SUSPECT, BETTER, WORSE = range(4)
 
 
-def _freedom(model: Model, nights: int, *, tails: bool = True) -> Array:
-    """Degrees of freedom of a contrast whose recent side has so many nights."""
+def _freedom(model: Model, nights: int, *, tails: bool = True) -> tuple[Array, float]:
+    """Degrees of freedom of a contrast whose recent side has so many nights.
+
+    And its unit: a t distribution with heavy tails has a variance above 1, while contrasts are
+    in standard errors.
+    """
     with np.errstate(divide="ignore"):
         together = 1 / (
             model.shared**2 / max(model.nights - 1, 1) + (1 - model.shared) ** 2 / model.freedom
         )
     if not tails or np.isinf(model.tail):
-        return np.asarray(together)
+        return np.asarray(together), 1.0
     # The excess kurtosis of a mean of n is an n-th of one's; a tail index under 4 stays.
     tail = model.tail if model.tail < 4 else 4 + (model.tail - 4) * math.sqrt(nights)
-    return np.minimum(together, tail)
+    return np.minimum(together, tail), math.sqrt(tail / (tail - 2))
 
 
 def _weight(processes: Array, share: float | Array) -> Array:
@@ -423,10 +429,21 @@ def least_seen(model: Model, options: Options, nights: int, processes: int) -> A
     base = (model.weights * model.base).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = model.sigma * np.sqrt(1 / (nights * weight) + 1 / base)
-        critical = -special.stdtrit(_freedom(model, nights), options.level(model.shared))
+        needed = _needed(model, options, nights, error, tails=True)
+        if np.isfinite(model.tail):
+            bounded = _needed(model, options, nights, error, tails=False)
+            # Bounded nights add no more than that.
+            reach = BOUND * model.sigma / np.sqrt(weight)
+            needed = np.where(bounded <= reach, np.minimum(needed, bounded), needed)
     sure = float(special.ndtri(0.95))
-    least = np.maximum(critical * error, options.size) + sure * error
+    least = np.maximum(needed, options.size) + sure * error
     return np.where(model.base.sum(axis=0) >= FEWEST_NIGHTS, least, np.nan)
+
+
+def _needed(model: Model, options: Options, nights: int, error: Array, *, tails: bool) -> Array:
+    """The effect at the level's critical value."""
+    freedom, scale = _freedom(model, nights, tails=tails)
+    return np.asarray(-special.stdtrit(freedom, options.level(model.shared)) / scale * error)
 
 
 def stands(now: Judged, alone: Array, options: Options) -> Array:

@@ -21,7 +21,7 @@ LEAST_SIGMA = 1e-3  # nothing is called more even than 0.1 %
 FEWEST_FREEDOM = 5  # from which a series' own spread is believed
 UNEVEN = 50.0  # degrees of freedom of the prior under which series differ in their noise
 HEAVY_KURTOSIS, HEAVY_SHARE = 0.5, 0.02  # from which, and of how many residuals, the tail index
-FINITE = 2.0  # tail index from which a variance exists
+LEAST_INDEX = 2.5  # a tail index of 2 has no variance, and no spread would mean anything
 ENOUGH_FOR_TAILS = 100_000  # values
 SMALLEST = 1e-300  # a p whose normal quantile is finite
 
@@ -36,7 +36,7 @@ class Spread(Struct, frozen=True):
     prior: float
 
 
-def spread(squares: Array, freedom: Array) -> Spread:
+def spread_of(squares: Array, freedom: Array) -> Spread:
     """From sums of squared residuals and their degrees of freedom."""
     own = squares / np.maximum(freedom, 1)
     prior_freedom, prior = squeeze(own[freedom > 0], freedom[freedom > 0])
@@ -84,7 +84,7 @@ def shared(scaled: Array, known: Array) -> float:
     return float(np.clip(share, 0, 1))
 
 
-def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
+def tail(off: Array, use: Array, spread: Spread, together: float) -> float:
     """Degrees of freedom of a t distribution with tails like these; inf: none are shown.
 
     off: residuals, nights × series, of which those in `use` count. Each is measured by the
@@ -92,13 +92,16 @@ def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
     a t distribution. What all series share are as many numbers as nights, and shows a kurtosis
     by chance sooner.
     """
-    # Every so many series tell of the tails as well as all would, and sooner.
-    some = slice(None, None, max(1, off.size // ENOUGH_FOR_TAILS))
-    off, freedom = off[:, some], noise.freedom[some] - 1
+    # Some series tell of the tails as well as all would, and sooner; not every tenth one, for
+    # series are products of axes.
+    series = off.shape[1]
+    enough = min(series, max(1, ENOUGH_FOR_TAILS // max(len(off), 1)))
+    some = np.random.default_rng(0).permutation(series)[:enough]
+    off, freedom = off[:, some], spread.freedom[some] - 1
     use = use[:, some] & (freedom >= 1)  # one night's spread cannot be told without it
     with np.errstate(invalid="ignore", divide="ignore"):
-        others = ((freedom + 1) * noise.variance[some] - off**2) / freedom
-    others = np.where(np.isinf(freedom), noise.prior, others)
+        others = ((freedom + 1) * spread.variance[some] - off**2) / freedom
+    others = np.where(np.isinf(freedom), spread.prior, others)
     outward = (off / np.maximum(np.sqrt(np.maximum(others, 0.0)), LEAST_SIGMA))[use]
     if len(outward) < 100:
         return float("inf")
@@ -106,7 +109,7 @@ def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
     p = special.stdtr(freedom, -np.abs(outward))
     normal = -np.sign(outward) * special.ndtri(np.maximum(p, SMALLEST))
     excess = float(stats.kurtosis(normal))
-    chance = shared**2 / len(use) + (1 - shared) ** 2 / len(outward)
+    chance = together**2 / len(use) + (1 - together) ** 2 / len(outward)
     if not excess >= 3 * np.sqrt(24 * chance):  # NaN where nothing differs at all
         return float("inf")
     by_kurtosis = 4 + 6 / excess
@@ -118,11 +121,11 @@ def tail(off: Array, use: Array, noise: Spread, shared: float) -> float:
 def _tail_index(sizes: Array) -> float:
     """Hill's estimate from the largest ones: P(size > x) falls as x to the minus this.
 
-    At least FINITE: without a variance no spread would mean anything.
+    At least LEAST_INDEX.
     """
     count = max(10, math.ceil(HEAVY_SHARE * len(sizes)))
     largest = np.sort(sizes)[-count - 1 :]
     if largest[0] == 0:
-        return FINITE
+        return LEAST_INDEX
     mean = float(np.log(largest[1:] / largest[0]).mean())
-    return max(FINITE, 1 / mean) if mean else float("inf")
+    return max(LEAST_INDEX, 1 / mean) if mean else float("inf")
