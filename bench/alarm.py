@@ -15,12 +15,12 @@ from msgspec import Struct
 from scipy import stats
 
 from bench.history import Family, History
-from bench.stats import nights
+from bench.stats import levels, nights
 from bench.stats.nights import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHUFFLES = 300
-FEWEST = nights.FEWEST_NIGHTS + 1
+FEWEST = levels.FEWEST_NIGHTS + 1
 PROCESSES = 4  # of a suspect's night: two rounds and two confirming ones
 
 
@@ -65,9 +65,9 @@ def budget(history: History, size: float, seed: int = 0) -> Budget:
     count = len(history.runs)
     if count < FEWEST:
         return Budget(None, None, [])
-    in_order = [_in_order(families, n, options) for n in range(nights.FEWEST_NIGHTS, count)]
+    in_order = [_in_order(families, n, options) for n in range(levels.FEWEST_NIGHTS, count)]
     level_free = [_residuals(f, options) for f in families]
-    for n, moved in enumerate(in_order, nights.FEWEST_NIGHTS):
+    for n, moved in enumerate(in_order, levels.FEWEST_NIGHTS):
         for values, mine in zip(level_free, moved, strict=True):
             values[n, mine] = np.nan  # what was told red: no A/A
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from bench.history import History
 from bench.judging import Judgement
 from bench.schema import Case, Record, columns
 from bench.selectors import as_text
-from bench.stats import nights
+from bench.stats import levels, nights
 from bench.stats.nights import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,7 +54,7 @@ class Machine(Struct, frozen=True):
 def machine(speeds: Array, size: float) -> Machine | None:
     """speeds: the sentinel's, a night each, logarithms, larger is slower; None: not known."""
     history, tonight = speeds[:-1, None], speeds[-1:]
-    if not np.isfinite(tonight[0]) or np.isfinite(history).sum() < nights.FEWEST_NIGHTS:
+    if not np.isfinite(tonight[0]) or np.isfinite(history).sum() < levels.FEWEST_NIGHTS:
         return None
     model = nights.learn(history, np.ones_like(history), size=size)
     judged = nights.judge(model, tonight, np.ones(1), Options(tests=1, size=size))

@@ -471,9 +471,9 @@ def show(night: Night) -> None:
 
 def history_needed() -> int:
     """Nights before the one judged."""
-    from bench.stats import nights
+    from bench.stats import levels
 
-    return nights.FEWEST_NIGHTS
+    return levels.FEWEST_NIGHTS
 
 
 def _said(one: Finding) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.stats import nights
+from bench.stats import levels, nights
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SERIES, NIGHTS, CHANGE, CHANGED = 100, 60, 40, 10
@@ -108,7 +108,7 @@ class History:
 
     red: Array
     extra: int = 0
-    judged: range = range(nights.FEWEST_NIGHTS, NIGHTS)
+    judged: range = range(levels.FEWEST_NIGHTS, NIGHTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def ours(seen: Seen) -> History:
     within = nights.Within()
     options = nights.Options(tests=SERIES)
     history = History(np.zeros(first.shape, bool))
-    for night in range(nights.FEWEST_NIGHTS, NIGHTS):
+    for night in range(levels.FEWEST_NIGHTS, NIGHTS):
         model = nights.learn(values[:night], processes[:night], within, size=options.size)
         judged = nights.judge(model, first[night], np.ones(SERIES), options)
         suspects = sorted(np.flatnonzero(judged.suspect), key=lambda s: judged.p[s])
@@ -219,7 +219,7 @@ def alone(seen: Seen) -> History:
     history = History(np.zeros(first.shape, bool))
     options = nights.Options(tests=SERIES)
     ones = np.ones_like(first)
-    for night in range(nights.FEWEST_NIGHTS, NIGHTS):
+    for night in range(levels.FEWEST_NIGHTS, NIGHTS):
         model = nights.learn(first[:night], ones[:night], size=options.size)
         history.red[night] = nights.judge(model, first[night], np.ones(SERIES), options).worse
     return history

@@ -14,7 +14,6 @@ of a location parameter, 1964): one odd night is nothing, three in a row are som
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -22,11 +21,11 @@ import numpy as np
 from msgspec import Struct
 from scipy import special
 
-from bench.stats import changes, noise
+from bench.stats import noise
+from bench.stats.levels import FEWEST_LEVEL, FEWEST_NIGHTS, levels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FEWEST_NIGHTS = 5  # of a baseline; fewer are inconclusive
 WINDOWS = (1, 2, 3, 5, 7)  # latest nights that are compared with the baseline
 ANCHOR_NIGHTS, CREEP_NIGHTS = 14, 5
 SIZE = 0.03  # the least change that is told
@@ -34,8 +33,6 @@ FALSE_NIGHTS = 0.01  # promised: nights with any false finding, over all series
 INDEPENDENT = 12.0  # what the windows, the anchor and looking every night cost (alarm_study)
 SUSPECT_LEVEL, SUSPECT_SIZE = 0.005, 0.5  # a suspect's p and its share of SIZE
 STILL = 1 / 3  # share of the change, and of SIZE, that tonight alone must show
-FEWEST_LEVEL = 3  # nights; fewer that are over again were odd ones
-ALIKE = 3.0  # standard errors within which a level is the baseline's own again
 BOUND = 3.0  # standard deviations that one night may add where tails are heavy
 FEWEST_WITHIN = 10  # degrees of freedom from which the processes' share of the noise is believed
 
@@ -149,13 +146,13 @@ def learn(
     """
     nights, series = values.shape
     accepted = np.full(series, -1) if accepted is None else accepted
-    labels, reference, anchored, changed = _levels(values, accepted, size)
+    labels, reference, anchored, changed = levels_of(values, accepted, size)
     chosen, known = labels, np.isfinite(values)
     row = np.arange(nights)[:, None]
     old = known if until is None else known & (row <= until)
     if until is not None:
         # Levels of later nights are no baseline; they tell of the spread all the same.
-        chosen, reference, anchored, changed = _levels(
+        chosen, reference, anchored, changed = levels_of(
             np.where(old, values, np.nan), accepted, size
         )
     share = _process_share(values, processes, labels, within)
@@ -317,67 +314,6 @@ def _freedom(model: Model, nights: int, *, tails: bool = True) -> tuple[Array, f
 def _weight(processes: Array, share: float | Array) -> Array:
     """Of a mean over so many processes, to which `share` of one's variance belongs."""
     return np.asarray(1 / (1 - share + share / np.maximum(processes, 1)))
-
-
-class _Levels(Struct):
-    """Of one series: segment of each night, reference segment, anchor's start, open change."""
-
-    labels: Array
-    reference: int = 0
-    anchored: int = 0
-    changed: int = -1
-
-
-def _levels(values: Array, accepted: Array, size: float) -> tuple[Array, Array, Array, Array]:
-    """_Levels of every series as arrays."""
-    sigma = np.maximum(changes.noise(values), noise.LEAST_SIGMA)
-    labels = np.zeros(values.shape, np.int16)
-    reference, anchored = np.zeros((2, values.shape[1]), int)
-    changed = np.full(values.shape[1], -1)
-    for s in np.flatnonzero(~changes.steady(values, sigma) | (accepted >= 0)):
-        found = _level(values[:, s], float(sigma[s]), int(accepted[s]), size)
-        labels[:, s], reference[s], anchored[s], changed[s] = (
-            found.labels, found.reference, found.anchored, found.changed,
-        )  # fmt: skip
-    return labels, reference, anchored, changed
-
-
-def _level(values: Array, sigma: float, accepted: int, size: float) -> _Levels:
-    """A level that is worse by `size` or more is no baseline until it is accepted.
-
-    Any other becomes the baseline when it has FEWEST_NIGHTS; one that differs from the
-    baseline by no more than noise is the baseline going on.
-    """
-    where = np.flatnonzero(np.isfinite(values))
-    known = values[where]
-    made = _Levels(np.zeros(len(values), int))
-    starts = [0, *changes.changes(known, sigma)]
-    begun = int(np.searchsorted(where, accepted)) if accepted >= 0 else 0
-    if 0 < begun < len(known):
-        starts = sorted({*starts, begun})
-    level, nights = float(known[: [*starts[1:], len(known)][0]].mean()) if len(known) else 0.0, 0
-    for label, (start, end) in enumerate(itertools.pairwise([*starts, len(known)])):
-        first, count = int(where[start]) if len(where) else 0, end - start
-        mean = float(known[start:end].mean()) if count else level
-        free = accepted >= 0 and start == begun
-        alike = abs(mean - level) <= ALIKE * sigma * math.sqrt(
-            1 / max(count, 1) + 1 / max(nights, 1)
-        )
-        odd = count < FEWEST_LEVEL and end < len(known)  # a part of the spread, no level
-        if label == 0 or ((alike or odd) and not free):
-            made.labels[first:] = made.reference
-            made.changed, nights = -1, nights + count
-            continue
-        made.labels[first:] = label
-        if mean - level >= size and not free:
-            made.changed = first
-        elif count >= FEWEST_NIGHTS or free:
-            if level - mean >= size or free:
-                made.anchored = first
-            made.reference, level, nights, made.changed = label, mean, count, -1
-        else:
-            made.changed = -1
-    return made
 
 
 def _residuals(values: Array, weights: Array, labels: Array) -> tuple[Array, Array, Array]:
