@@ -32,6 +32,21 @@ build = Wrong
 '''
 
 
+LOST = '''"""Eager, but its numbers are lost; it trains for INT8."""
+
+from bench.engines.eager.float import MODULES, Eager, refuses
+
+CONVERTS_QAT = True
+
+
+class Lost(Eager):
+    def __call__(self, images):
+        return super().__call__(images) * float("nan")
+
+
+build = Lost
+'''
+
 STALE = '''"""Eager, but whatever it is asked, it answers what it was asked first."""
 
 from bench.engines.eager.float import MODULES, Eager, refuses
@@ -107,6 +122,20 @@ def test_an_answer_to_another_question_is_a_failed_case(
     assert record["status"] == "failed"
     assert "do not follow the input" in record["reason"]
     assert record["throughput_images_per_s"] is None
+
+
+def test_a_network_trained_for_int8_that_lost_its_numbers_fails(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """From random weights rounding may move its logits far, which no tolerance can tell."""
+    arguments = [*TINY, "--device", "cpu", "--engine", "lost", "--precision", "int8"]
+    done = bench(
+        "run", *arguments, "--recipe", "qat", "--json",
+        env=with_an_engine(tmp_path, "lost", LOST, "float", "int8"),
+    )  # fmt: skip
+    (record,) = done.cases
+    assert record["status"] == "failed"
+    assert "differ from eager fp32 by nan" in record["reason"]
 
 
 # One worker runs all that share the records of every engine: they take a minute to make.
