@@ -23,6 +23,7 @@ SIZES = {"cpu": [1, 8, 32], "gpu": [1, 32, 256]}
 OUTSIDE_S = 15.0  # of looking at the machine and the two sentinels
 ONLY_TRAINS_FROM = 2  # BatchNorm cannot train on one small image
 PRECISIONS = ["fp32", "tf32", "amp", "int8"]
+PERCENTILES = {"50": "p50", "90": "p90", "95": "p95", "99": "p99", "99.9": "p999"}
 WORK = ("task", "model", "image_size", "data", "weights", "classes")  # rates of two do not compare
 
 
@@ -72,7 +73,7 @@ def execute(asked: Request) -> int:
     records = [r for r in store.records(asked.results, run_id) if r.purpose in (SCREEN, FINAL)]
     for sentence in told(records, asked.limits, search):
         print(sentence)
-    return 0 if any(r.purpose == FINAL for r in records) else 3
+    return 0 if any(w.broken is None for w in _ways(_finals(records), asked.limits)) else 3
 
 
 def _seconds(minutes: float) -> float:
@@ -114,10 +115,15 @@ def limits(
     minutes: float,
 ) -> Limits:
     """What a way must keep. Raises WrongUse for what cannot be kept or could not be known."""
-    name = f"p{percentile.replace('.', '')}"
-    if name not in FEWEST:
-        known = "50, 90, 95, 99, 99.9"
+    name = PERCENTILES.get(percentile)
+    if name is None:
+        known = ", ".join(PERCENTILES)
         raise WrongUse(f"--percentile: {percentile} is not measured; choose one of {known}.")
+    if "auto" in axes.get("batch_size", []):
+        raise WrongUse(
+            "--batch-size auto: bench best tries the sizes it is given, as --batch-size 1,8,32; "
+            "bench run --batch-size auto looks for the largest that fits."
+        )
     for flag, value in (("--max-latency-ms", latency_ms), ("--max-memory-mib", memory_mib)):
         if value is not None and not 0 < value < float("inf"):
             raise WrongUse(f"{flag}: expected more than 0, not {value:g}.")
@@ -207,8 +213,7 @@ class Way(Struct, frozen=True):
 
 def told(records: list[Record], limits: Limits, search: Halving) -> list[str]:
     """The winner, what is as good, the gain, what each choice was worth, what was left out."""
-    finals = [r for r in records if r.purpose == FINAL]
-    found = sorted(_ways(finals, limits), key=lambda w: -w.rate)
+    found = sorted(_ways(_finals(records), limits), key=lambda w: -w.rate)
     kept = [w for w in found if w.broken is None]
     if not kept:
         return ["Nothing that was tried keeps these limits.", *_out(records, limits)]
@@ -231,6 +236,10 @@ def told(records: list[Record], limits: Limits, search: Halving) -> list[str]:
     row["budget_name"] = "quick"
     lines.append(f"Measure it again: {analysis.command(row)} --repeats 5")
     return lines
+
+
+def _finals(records: list[Record]) -> list[Record]:
+    return [r for r in records if r.purpose == FINAL]
 
 
 def _ways(finals: list[Record], limits: Limits) -> list[Way]:
@@ -337,6 +346,8 @@ def _out(records: list[Record], limits: Limits) -> list[str]:
         why = limits.broken(r.case, tried(r), short=r.purpose == SCREEN)
         if why is not None:
             reason = f"{r.status}: {r.reason}" if r.status != "measured" else why
+            # Its tries are as long as the search allows, which has no --timeout.
+            reason = reason.replace("--timeout SECONDS", "--max-minutes")
             # What was too late in its short try has no percentile in the long one.
             lines.setdefault(r.case_id, f"Left out: {r.case_id}: {reason}.")
     return list(lines.values())

@@ -29,7 +29,10 @@ COMPACT_EXIT_CODES = """\
 Exit codes: 0 merged, or nothing to do; 2 wrong use; 3 no usable record; 4 the merged file
 could not be written or did not read back, nothing is lost; 130 interrupted, nothing is lost.
 """
-
+BEST_EXIT_CODES = """\
+Exit codes: 0 a fastest way was found; 2 wrong use; 3 nothing can run here, or nothing that was
+tried keeps the limits; 130 interrupted, results kept.
+"""
 NIGHT_CODES = """\
 Exit codes: 0 no regression; 1 a red night; 2 wrong use; 3 nothing to judge by yet.
 """
@@ -269,7 +272,7 @@ def run_command(
     raise typer.Exit(request.execute(asked))
 
 
-@app.command("best", cls=Grouped, epilog=EXIT_CODES)
+@app.command("best", cls=Grouped, epilog=BEST_EXIT_CODES)
 def best_command(
     task: Annotated[str, option("--task", panel=WHAT, text="infer or train.")] = "infer",
     model: Annotated[

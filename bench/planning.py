@@ -91,6 +91,7 @@ BUDGET_LEAST = {
     "max_seconds": 0.001,
     "latency_requests": 1,
     "latency_seconds": 0,
+    "fidelity_images": 0,
     "timeout_s": 0.001,
 }
 

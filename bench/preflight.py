@@ -157,7 +157,7 @@ def _engine(engine: str, here: list[Device]) -> list[Finding]:
         reasons: dict[str, str | None] = {}
         for device in here:
             case = Case(device=device.name, engine=engine, precision=precision)
-            reasons[device.name] = module.refuses(case, device)
+            reasons[device.name] = refusals.asked(module, case, device)
         able = [n for n, reason in reasons.items() if reason is None]
         text = f"on {', '.join(able)}" if able else "; ".join(map(str, reasons.values()))
         found.append(Finding(group="engines", name=name, works=bool(able), text=text))

@@ -63,7 +63,16 @@ def _engine_refusal(case: Case, device: Device) -> str | None:
         return f"the engine {case.engine} has no mode {case.engine_mode}; {known}"
     if case.memory_format != DEFAULT_FORMAT and hasattr(module, "LAYOUT"):
         return f"{case.engine} chooses its own memory format; leave out --memory-format"
-    reason: str | None = module.refuses(case, device)
+    return asked(module, case, device)
+
+
+def asked(module: ModuleType, case: Case, device: Device) -> str | None:
+    """What a realisation itself refuses; a runtime that does not import is refused with why."""
+    try:
+        reason: str | None = module.refuses(case, device)
+    except Exception as error:  # an extension built for other libraries may raise anything
+        lines = str(error).strip().splitlines() or [""]
+        return f"the packages of {case.engine} do not work: {type(error).__name__}: {lines[0]}"
     return reason
 
 

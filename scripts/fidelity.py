@@ -20,6 +20,7 @@ from typing import Any
 
 from bench import models, words
 from bench.environment import software
+from bench.errors import BenchError
 from bench.precisions import QAT
 
 TOP = Path(__file__).parents[1]
@@ -57,6 +58,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.weights and not asked.weights.is_file():
         parser.error(f"--weights: there is no file {asked.weights}")
+    check(parser, asked)
     with tempfile.TemporaryDirectory() as scratch:
         weights, trained = asked.weights, ""
         if weights is None:
@@ -71,6 +73,31 @@ def main() -> int:
     if asked.out:
         asked.out.write_text(document(text, rows, command(asked), trained), encoding="utf-8")
     return int(not all(passes(r) for r in rows if r["precision"] == "int8"))
+
+
+def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """What would fail only after the training."""
+    from bench.data import folder, open_source
+    from bench.schema import Case
+
+    if asked.epochs < 1 or asked.images < 1:
+        parser.error("--epochs and --images: expected 1 or more")
+    if unknown := set(asked.engine.split(",")) - set(ENGINES.split(",")):
+        parser.error(f"--engine: expected some of {ENGINES}, not {', '.join(sorted(unknown))}")
+    for flag, file in (("--out", asked.out), ("--keep", asked.keep)):
+        if file and not file.parent.is_dir():
+            parser.error(f"{flag}: there is no folder {file.parent}")
+    try:
+        folder.check(asked.data)
+        source = open_source(Case(model=MODEL, data=f"folder:{asked.data}", image_size=SIDE))
+    except BenchError as error:
+        parser.error(f"--data: {error}")
+    if source.test is None or len(source.test) < asked.images:
+        there = 0 if source.test is None else len(source.test)
+        parser.error(
+            f"--data: {asked.images:,} test images are compared, and its folder test has "
+            f"{there:,}. Those of the training prove nothing; --images N compares fewer."
+        )
 
 
 def command(asked: argparse.Namespace) -> str:

@@ -38,6 +38,21 @@ def ways(*finalists: list[Record]) -> list[best.Way]:
     return best._ways([r for rounds in finalists for r in rounds], Limits())
 
 
+@pytest.mark.parametrize("percentile", ["9.9", "5.0", "999", "p99"])
+def test_a_percentile_is_taken_for_no_other(percentile: str) -> None:
+    with pytest.raises(WrongUse, match=r"choose one of 50, 90, 95, 99, 99\.9"):
+        best.limits(
+            {}, latency_ms=50.0, percentile=percentile, memory_mib=None, agreement=None, minutes=4.0
+        )
+
+
+def test_a_search_for_memory_is_not_one_for_speed(bench: Bench) -> None:
+    """It would have no limit in time."""
+    done = bench("best", "--batch-size", "auto,8")
+    assert done.code == 2
+    assert "bench run --batch-size auto" in done.err
+
+
 def test_three_processes_a_side_tell_ways_apart() -> None:
     """The intervals between processes decide, and the gain has one."""
     said = told(

@@ -84,6 +84,27 @@ build = Queue
 '''
 
 
+BUSY = '''"""Eager, with a queue whose requests take 50 ms each, one after another."""
+
+import time
+
+from bench.engines.eager.float import MODULES, Eager, refuses
+
+
+class Busy(Eager):
+    idle = 0.0
+
+    def enqueue(self, images):
+        self.idle = max(self.idle, time.perf_counter()) + 0.05
+
+    def wait(self):
+        time.sleep(max(0.0, self.idle - time.perf_counter()))
+
+
+build = Busy
+'''
+
+
 def with_an_engine(folder: Path, name: str, text: str, *kinds: str) -> dict[str, str]:
     """The environment of a copy of the harness that has one more engine."""
     copy = folder / "copy"
@@ -270,18 +291,20 @@ def test_a_damaged_build_is_made_again(bench: Bench, tmp_path: Path) -> None:
 def test_int8_from_the_cache_is_the_cold_one(bench: Bench, tmp_path: Path) -> None:
     """The same answers from kept ranges; other calibration images are another build."""
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    arguments = [*TINY, "--device", "cpu", "--precision", "int8", "--json"]
-    (cold,) = bench("run", *arguments, env=cache).cases
-    (kept,) = bench("run", *arguments, env=cache).cases
-    (other,) = bench("run", *arguments, "--calibration-images", "16", env=cache).cases
-    assert (cold["build_cached"], kept["build_cached"], other["build_cached"]) == (
-        False,
-        True,
-        False,
-    )
-    assert kept["output_error"] == cold["output_error"]
-    assert kept["fidelity_sqnr_db"] == cold["fidelity_sqnr_db"]
-    assert other["output_error"] != cold["output_error"]
+    engines = ["--engine", "eager,onnxruntime,openvino"]
+    arguments = [*TINY, "--device", "cpu", "--precision", "int8", *engines, "--json"]
+    first = bench("run", *arguments, env=cache).cases
+    second = bench("run", *arguments, env=cache).cases
+    third = bench("run", *arguments, "--calibration-images", "16", env=cache).cases
+    for cold, kept, other in zip(first, second, third, strict=True):
+        assert (cold["build_cached"], kept["build_cached"], other["build_cached"]) == (
+            False,
+            True,
+            False,
+        ), cold["engine"]
+        assert kept["output_error"] == cold["output_error"]
+        assert kept["fidelity_sqnr_db"] == cold["fidelity_sqnr_db"]
+        assert other["output_error"] != cold["output_error"]
 
 
 def test_compiled_code_is_found_again(bench: Bench, tmp_path: Path) -> None:
@@ -344,6 +367,15 @@ def test_what_an_engine_cannot_do_is_said(bench: Bench) -> None:
     wrong = bench("run", *TINY, "--engine-mode", "fastest")
     assert wrong.code == 2
     assert "no engine mode 'fastest'" in wrong.err
+
+
+def test_a_queue_is_timed_until_it_is_empty(bench: Bench, tmp_path: Path) -> None:
+    """Its last request has ended before the clock is read; putting it there takes no time."""
+    arguments = [*TINY, "--device", "cpu", "--engine", "busy", "--json"]
+    done = bench("run", *arguments, env=with_an_engine(tmp_path, "busy", BUSY, "float"))
+    (record,) = done.cases
+    assert record["status"] == "measured", record["reason"]
+    assert 0 < record["throughput_images_per_s"] <= 20.0 * record["batch_size"]
 
 
 def test_openvino_keeps_several_requests_going(bench: Bench) -> None:

@@ -45,6 +45,7 @@ def run(
     """The script's main on these records; training and measuring are left out."""
     names = script["main"].__globals__
     names["measure"] = lambda *_: rows
+    names["check"] = lambda *_: None
     names["train"] = lambda *_: "trained for 6 epochs on the 40 training images of `photos`"
     out = tmp_path / "fidelity.md"
     data = str(tmp_path / "photos")
@@ -126,3 +127,41 @@ def test_no_difference_at_all_has_no_decibels(script: dict[str, Any]) -> None:
     """And a number that was not measured is a dash."""
     text = script["table"]([row("eager", fidelity_sqnr_db=None, int8_mac_share=None)])
     assert "| – | – |" in text
+
+
+def photos(tmp_path: Path, *parts: str) -> str:
+    """A folder of one class; nothing is decoded."""
+    for part in parts:
+        folder = tmp_path / "photos" / part / "cat"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            (folder / f"{number}.jpg").touch()
+    return str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "said"),
+    [
+        (["."], [], "its folder test has 0"),  # the network would be judged by what it learnt
+        (["train", "test"], ["--images", "4"], "4 test images are compared"),
+        ([], [], "there is no such folder"),
+        (["train", "test"], ["--images", "3", "--engine", "typo"], "not typo"),
+        (["train", "test"], ["--images", "3", "--epochs", "0"], "expected 1 or more"),
+        (["train", "test"], ["--images", "3", "--out", "nowhere/x.md"], "no folder nowhere"),
+    ],
+)
+def test_what_could_not_end_well_is_said_before_the_training(
+    script: dict[str, Any],
+    tmp_path: Path,
+    parts: list[str],
+    more: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = photos(tmp_path, *parts) if parts else str(tmp_path / "photos")
+    monkeypatch.setattr(sys, "argv", ["fidelity.py", "--data", data, *more])
+    with pytest.raises(SystemExit) as ended:
+        script["main"]()
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -220,6 +220,7 @@ def test_auto_is_a_batch_size_for_a_search() -> None:
         ("[[cases]]\nseed = 9223372036854775808", "too large"),
         ("[budget_overrides]\nmin_samples = 0\n[[cases]]", "min_samples must be 8 or more"),
         ("[budget_overrides]\nmax_seconds = -1.0\n[[cases]]", "max_seconds must be"),
+        ("[budget_overrides]\nfidelity_images = -1\n[[cases]]", "fidelity_images must be 0"),
         ("[budget_overrides]\ntarget_ci = 2.0\n[[cases]]", "a share between 0 and 1"),
     ],
 )

@@ -353,6 +353,18 @@ def test_a_broken_torchvision_is_a_failed_record(bench: Bench, tmp_path: Path) -
     assert "operator nms does not exist" in done.cases[0]["reason"]
 
 
+def test_a_broken_runtime_takes_no_other_engine_with_it(bench: Bench, tmp_path: Path) -> None:
+    """Its own cases are skipped with the reason, which doctor says too."""
+    env = breaking(tmp_path, "onnxruntime")
+    done = bench("run", *TINY, "--engine", "eager,onnxruntime", "--json", env=env)
+    assert done.code == 0
+    assert [r["status"] for r in done.cases] == ["measured", "skipped"]
+    assert "operator nms does not exist" in done.cases[1]["reason"]
+    said = bench("doctor", env=env)
+    assert said.code == 0
+    assert "operator nms does not exist" in said.out
+
+
 def test_doctor_says_what_works_and_what_is_noisy(bench: Bench) -> None:
     """Devices, engines, precisions with reasons, and the machine's noise."""
     done = bench("doctor")

@@ -17,16 +17,20 @@ PLACE = 5
 TITLE = "Engines"
 LEGEND = "black line: 95 % interval; hollow: no interval; dashed: eager fp32"
 MOST_PANELS = 4
+WORK = (
+    "model", "image_size", "data", "weights", "classes", "deterministic", "device_name",
+    "machine_fingerprint",
+)  # fmt: skip
 
 
 def draw(rows: pd.DataFrame) -> Figure | None:
     """A bar each; None unless two engines ran the same work."""
     shown = rows[(rows["status"] == "measured") & (rows["task"] == "infer")]
-    work = ["model", "image_size", "data", "weights", "device_name", "machine_fingerprint"]
-    groups = [g for _, g in shown.groupby([*work, "batch_size"]) if g["engine"].nunique() > 1]
-    if not groups:
+    works = shown.groupby([*WORK, "batch_size"], dropna=False)
+    every = [g for _, g in works if g["engine"].nunique() > 1]
+    if not every:
         return None
-    groups = sorted(groups, key=len, reverse=True)[:MOST_PANELS]
+    groups = sorted(every, key=len, reverse=True)[:MOST_PANELS]
     groups.sort(key=lambda g: (str(g["model"].iloc[0]), int(g["batch_size"].iloc[0])))
     most = max(map(len, groups))
     made, axes = figure(4.9 * len(groups) + 0.4, 1.3 + 0.32 * most, len(groups))
@@ -34,8 +38,18 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     colours = {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(kinds)}
     for axis, group in zip(axes, groups, strict=True):
         _panel(axis, group.sort_values("throughput_images_per_s"), colours)
-    made.supxlabel(f"images/s ({LEGEND})", fontsize=8)
+        axis.set_title(_title(group, groups), fontsize=10)
+    left = f"; not drawn: {len(every) - len(groups)} more" if len(every) > len(groups) else ""
+    made.supxlabel(f"images/s ({LEGEND}{left})", fontsize=8)
     return made
+
+
+def _title(group: pd.DataFrame, groups: list[pd.DataFrame]) -> str:
+    """Model and batch size, and whatever else tells its work from that of the other panels."""
+    own = {name: group[name].iloc[0] for name in WORK}
+    differs = [n for n in WORK[1:] if any(str(g[n].iloc[0]) != str(own[n]) for g in groups)]
+    more = [f"{name.replace('_', ' ')} {own[name]}" for name in differs]
+    return ", ".join([str(own["model"]), f"batch {group['batch_size'].iloc[0]}", *more])
 
 
 def _panel(ax: Axes, group: pd.DataFrame, colours: dict[str, str]) -> None:
@@ -57,8 +71,6 @@ def _panel(ax: Axes, group: pd.DataFrame, colours: dict[str, str]) -> None:
             ax.axvline(value, color="grey", linestyle="--", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.set_xlim(0, 1.25 * float(group["throughput_images_per_s"].max()))
-    first = group.iloc[0]
-    ax.set_title(f"{first['model']}, batch {first['batch_size']}", fontsize=10)
     ax.grid(visible=False, axis="y")
 
 

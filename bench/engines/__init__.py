@@ -11,8 +11,10 @@ that kind. A file never imports another engine; what several share is in `engine
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -108,6 +110,7 @@ class Job(Struct, frozen=True):
             "weights_sha256": self.weights_sha256,
             "image_size": self.case.image_size,
             "torch": str(torch.__version__),
+            "code": _code(),
         } | more
 
     def calibration(self) -> Calibration:
@@ -115,6 +118,18 @@ class Job(Struct, frozen=True):
         wanted = self.drawn(self.case.calibration_images, CALIBRATION_BATCH)
         batches = [images for images, _ in wanted]
         return Calibration(batches, digest(batches))
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the harness's own files that build: what they make changes with them."""
+    engines = Path(__file__).parent
+    rooms = (engines, engines.with_name("recipes"))
+    files = [file for room in rooms for file in room.rglob("*.py")]
+    found = hashlib.blake2b(digest_size=16)
+    for file in sorted([*files, engines.with_name("pt2e.py"), engines.with_name("models.py")]):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def digest(tensors: list[Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import torch
 
 from bench.engines import Job
 
-COMPILERS = ("g++", "clang++")
+
+def no_compiler() -> str | None:
+    """Why Inductor cannot write its C++, or None. It takes $CXX, else g++."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name):
+        return None
+    return (
+        f"torch.compile needs a C++ compiler and {name} is not here: install g++, let CXX name "
+        "another, or use --engine eager"
+    )
 
 
 def keep_in(folder: Path) -> None:

@@ -67,7 +67,7 @@ class Int8:
         recipe: Any = registry.load("recipes", QAT)
         count = pt2e.QAT_IMAGES * job.case.calibration_images
         lessons = list(job.drawn(count, pt2e.QAT_BATCH))
-        key = job.key(lessons=digest([images for images, _ in lessons]))
+        key = job.key(lessons=digest([tensor for lesson in lessons for tensor in lesson]))
         made = pt2e.trained(self.model, lessons, recipe, job.cache, key)
         return made, sum(len(images) for images, _ in lessons)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.engines import Evidence, Job, state_bytes
-from bench.engines._inductor import COMPILERS, frozen, keep_in
+from bench.engines._inductor import frozen, keep_in, no_compiler
 
 if TYPE_CHECKING:
     from bench.devices import Device
@@ -19,9 +18,7 @@ MODULES = ("torch",)
 
 def refuses(case: Case, device: Device) -> str | None:  # noqa: ARG001 - a realisation's signature
     """Inductor writes C++ for CPUs (and for its own launchers), Triton for GPUs."""
-    if not any(map(shutil.which, COMPILERS)):
-        return "torch.compile needs a C++ compiler: install g++, or use --engine eager"
-    return None
+    return no_compiler()
 
 
 def trained(job: Job) -> torch.nn.Module:

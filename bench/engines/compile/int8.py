@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 
 from bench import pt2e
 from bench.engines import Job, _torch_int8
-from bench.engines._inductor import COMPILERS, frozen
+from bench.engines._inductor import frozen, no_compiler
 from bench.engines._torch_int8 import CONVERTS_QAT, MODULES, Int8
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ __all__ = ["CONVERTS_QAT", "MODULES", "build", "refuses"]
 
 def refuses(case: Case, device: Device) -> str | None:
     """As eager INT8, and a compiler is needed."""
-    if not any(map(shutil.which, COMPILERS)):
-        return "torch.compile needs a C++ compiler: install g++, or use --engine eager"
-    return _torch_int8.refuses(case, device)
+    return no_compiler() or _torch_int8.refuses(case, device)
 
 
 def build(job: Job) -> Int8:

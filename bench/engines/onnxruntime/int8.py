@@ -36,6 +36,7 @@ def build(job: Job) -> Session:
     """
     import onnx
     import onnxruntime
+    import onnxscript
 
     calibration = job.calibration()
     reduced = pt2e.reduced_range()
@@ -62,6 +63,7 @@ def build(job: Job) -> Session:
     key = job.key(
         onnxruntime=onnxruntime.__version__,
         onnx=onnx.__version__,
+        onnxscript=onnxscript.__version__,  # of the export it is made of
         calibration=calibration.digest,
         reduced=reduced,
     )
