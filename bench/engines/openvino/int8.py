@@ -38,6 +38,9 @@ def build(job: Job) -> Compiled:
             nncf.Dataset(arrays),
             subset_size=len(arrays),
             target_device=nncf.TargetDevice.CPU,
+            # The fast correction, NNCF's default, cost 5 dB of SQNR on a ResNet-18 trained for
+            # CIFAR-10 and took it under 98 % agreement; this one takes no longer on ResNet-50.
+            fast_bias_correction=False,
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=fix, activations_range_estimator_params=_whole_range()
             ),
