@@ -1,10 +1,10 @@
 """What the harness costs: its timing loop, its forked workers, its start.
 
 Every comparison alternates its two arms within one stretch of time, because a
-single time on a shared machine means nothing. Ratios are geometric means of pairs with
-their 95 % t interval: the throughput is a mean too, and what the harness costs it may cost
-every fifth sample, which a median or a trimmed mean would not see. Samples that the harness
-itself marks as disturbed are left out, as it does.
+single time on a shared machine means nothing. Each loop is judged by ratios of sums of ten
+samples' seconds, and their geometric mean with its 95 % t interval: the throughput is a mean
+too, and what the harness costs it may cost every fifth sample, which a median or a trimmed
+mean would not see. Samples that the harness itself marks as disturbed are left out, as it does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 WAYS = [f"{e}:{p}" for e, p in itertools.product(ENGINES, ("fp32", "int8"))]
 SHOWN, OFF, UNDECIDED = 0, 1, 3  # exit codes of --engines
 TURNS = 60  # samples of each worker of a pair: fewer are noisier than the workers differ
-FEWEST_PAIRS = 10
+FEWEST = 10
+STEPS_APART = 2  # the loop times its first and a trial step before its samples
+BLOCK = 10
 
 
 def verdict(name: str, ratios: list[float], within: float = WITHIN) -> int:
@@ -46,7 +48,7 @@ def verdict(name: str, ratios: list[float], within: float = WITHIN) -> int:
     code = standing(low, high, within)
     print(
         f"{name}: {ratio:.4f} [{low:.4f}, {high:.4f}] "
-        f"{len(ratios)} pairs: {'shown' if code == SHOWN else 'not shown'} within "
+        f"{len(ratios)} ratios: {'shown' if code == SHOWN else 'not shown'} within "
         f"{1 - within:g}-{1 + within:g}",
         flush=True,
     )
@@ -54,8 +56,8 @@ def verdict(name: str, ratios: list[float], within: float = WITHIN) -> int:
 
 
 def estimate(ratios: list[float]) -> tuple[float, float, float]:
-    """Geometric mean and its 95 % interval; of too few pairs that is NaN."""
-    if len(ratios) < FEWEST_PAIRS:
+    """Geometric mean and its 95 % interval; of too few that is NaN."""
+    if len(ratios) < FEWEST:
         return (float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan), math.nan, math.nan
     found = stats.ttest_1samp(np.log(ratios), 0.0)
     low, high = found.confidence_interval(0.95)
@@ -65,7 +67,7 @@ def estimate(ratios: list[float]) -> tuple[float, float, float]:
 def standing(low: float, high: float, within: float) -> int:
     """Whether an interval shows that a ratio is 1 but for `within`, shows the contrary, or neither.
 
-    Too few pairs have an interval of NaN, which decides nothing.
+    Too few ratios have an interval of NaN, which decides nothing.
     """
     if low >= 1 - within and high <= 1 + within:
         return SHOWN
@@ -73,11 +75,11 @@ def standing(low: float, high: float, within: float) -> int:
 
 
 class Alternating(Delegate):
-    """A device on which the loop's samples and those of a bare loop take turns.
+    """A device on which a bare loop takes a sample of as many steps after each of the loop's own.
 
-    The loop synchronises before it reads its clock; there, before every second
-    sample, the bare loop takes a sample of as many steps. Only the loop's samples
-    that follow its own bookkeeping count, and the bare one warms up with one step.
+    The loop synchronises before it reads its clock. After the second of these the bare loop has
+    its turn, for which `clock` stands still; so each of the loop's samples follows the loop's
+    own bookkeeping and lies between two bare ones, which warm up with one step each.
     """
 
     def __init__(self, device: Device, step: Step, by_hand: Step) -> None:
@@ -87,7 +89,8 @@ class Alternating(Delegate):
         self.by_hand = by_hand
         self.steps = 0  # of the loop's latest sample
         self.calls = 0  # of synchronize: two a sample
-        self.bare_s: list[float] = []
+        self.away_s = 0.0
+        self.bare_s: list[float] = []  # one after each sample of the loop
         self.reset_peak = device.reset_peak
 
     def counted(self) -> None:
@@ -95,23 +98,28 @@ class Alternating(Delegate):
         self.step()
         self.steps += 1
 
+    def clock(self) -> float:
+        return time.perf_counter() - self.away_s
+
     def synchronize(self) -> None:
         self.device.synchronize()
         self.calls += 1
-        if self.calls % 4 == 3:
-            self.bare(self.steps)
         if self.calls % 2:
             self.steps = 0
+        elif self.calls > STEPS_APART * 2:
+            began = time.perf_counter()
+            self.bare_s.append(self.bare(self.steps))
+            self.away_s += time.perf_counter() - began
 
-    def bare(self, count: int) -> None:
-        """The hand-written loop that ours is compared with."""
+    def bare(self, count: int) -> float:
+        """The hand-written loop that ours is compared with: its seconds."""
         self.by_hand()
         self.device.synchronize()
         start = time.perf_counter()
         for _ in range(count):
             self.by_hand()
         self.device.synchronize()
-        self.bare_s.append(time.perf_counter() - start)
+        return time.perf_counter() - start
 
 
 def straight(forward: Any, case: Case) -> Step:
@@ -154,14 +162,23 @@ def loop_against_bare(case: Case, seconds: float) -> list[float]:
     ratios, until = [], time.monotonic() + seconds
     while time.monotonic() < until:
         device = Alternating(work.device, work.step, by_hand)
-        taken = Loop(device, budget, watch=watch).throughput(device.counted)
-        # Samples 0, 2, 4, ... of the loop follow its first step and its trial step, which are
-        # calls 1-4 of synchronize: so the bare samples precede the loop's samples 1, 3, 5, ...
-        own, bare = taken.samples_s[0::2], device.bare_s[1:]
-        kept = range(taken.warmup_samples // 2 + 1, min(len(own), len(bare)))
-        disturbed = taken.marks[0::2] if not taken.mostly_disturbed else [""] * len(own)
-        ratios += [own[i] / bare[i] for i in kept if not disturbed[i]]
+        loop = Loop(device, budget, clock=device.clock, watch=watch)
+        taken = loop.throughput(device.counted)
+        ratios += by_block(taken.samples_s, device.bare_s, [i for i in taken.kept if i > 0])
     return ratios
+
+
+def by_block(own: list[float], bare: list[float], kept: list[int]) -> list[float]:
+    """Of BLOCK samples each: their seconds ÷ those of the bare ones, the mean of both sides' each.
+
+    Neighbours' noise lasts for some samples, so samples are no independent pairs; blocks are,
+    nearly.
+    """
+    blocks = [kept[i : i + BLOCK] for i in range(0, len(kept) - BLOCK + 1, BLOCK)]
+    return [
+        sum(own[i] for i in block) / sum((bare[i - 1] + bare[i]) / 2 for i in block)
+        for block in blocks
+    ]
 
 
 def forked_against_fresh(pairs: int) -> list[float]:
