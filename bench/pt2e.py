@@ -148,7 +148,7 @@ def trained(
     cache: Cache,
     key: dict[str, Any],
 ) -> Quantised:
-    """Fine-tuned with fake quantisation.
+    """Fine-tuned with fake quantisation, batch norms as they were.
 
     lessons: batches of images and their classes, one a step. recipe: the recipe qat.
     """
@@ -163,6 +163,7 @@ def trained(
 
     def train(folder: Path) -> None:
         learner.train()
+        _keep_statistics(learner)
         optimizer = recipe.optimizer(learner)
         for images, target in lessons:
             recipe.loss(learner(images), target).backward()
@@ -187,6 +188,20 @@ def trained(
         return logits
 
     return Quantised(converted, seconds, key, reference)
+
+
+def _keep_statistics(graph: Any) -> None:
+    """Batch norms normalise by what they have learnt, in training too, and learn no more of it.
+
+    So the ranges are those of the activations that INT8 meets, and some steps on small batches
+    do not spoil the statistics (torch's freeze_bn_stats does this for modules). Call it after
+    `train()`, which sets them back.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default:
+            training = 5  # x, weight, bias, mean, variance, training, momentum, epsilon, cudnn
+            node.update_arg(training, False)
+    graph.recompile()
 
 
 class quiet(warnings.catch_warnings):  # noqa: N801 - reads as what it does

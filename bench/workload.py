@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from bench.fidelity import (
     eager_fp32,
     kept_logits,
 )
-from bench.precisions import PRECISIONS, QAT, Precision
+from bench.precisions import PRECISIONS, Precision
 from bench.refusals import data_refusal, realisation
 from bench.training import Fed, Trainer, accuracy
 
@@ -238,10 +237,6 @@ class Composer(Struct, frozen=True):
         """
         found, expected = logits[:CHECKED].float().cpu().clone(), reference(host[:CHECKED])
         error = difference(found, expected)
-        if self.case.recipe == QAT and self.case.weights == "random" and math.isfinite(error):
-            # Some steps from random weights leave batch norms far from what they meet: rounding
-            # was seen to move such logits by 20 to 64 % of their size, and proves nothing.
-            return error
         demand(error, PRECISIONS[self.case.precision])
         other = self.place(CONTRAST * host)
         change = reference(CONTRAST * host[:CHECKED]) - expected
