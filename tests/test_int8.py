@@ -214,3 +214,24 @@ def test_the_twin_of_a_network_trained_for_int8_keeps_no_gradients(tmp_path: Pat
     assert logits.grad_fn is None
     assert torch.equal(logits, made.reference(images))  # it observes nothing any more
     assert torch.isfinite(made.reference(images[:1])).all()
+
+
+@pytest.mark.slow
+def test_training_for_int8_keeps_the_statistics_of_batch_norms(tmp_path: Path) -> None:
+    """Its ranges are of activations that INT8 meets; weights do learn."""
+    import torch
+
+    from bench import models, pt2e, registry
+    from bench.cache import Cache
+
+    model = models.build("resnet18", "random", 10, 1)
+    before = model.state_dict()
+    images, target = 3 + torch.randn(4, 3, 32, 32), torch.arange(4)
+    recipe = registry.load("recipes", "qat")
+    pt2e.trained(model, [(images, target)] * 2, recipe, Cache(tmp_path), {})
+    (kept,) = tmp_path.rglob(pt2e.LEARNT)
+    learnt = torch.load(kept, weights_only=True)
+    statistics = [name for name in before if "running" in name]
+    assert len(statistics) == 40
+    assert all(torch.equal(learnt[name], before[name]) for name in statistics)
+    assert not torch.equal(learnt["conv1.weight"], before["conv1.weight"])

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+
+from bench.measure import Loop
+from bench.schema import BUDGETS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "overhead.py"
 EVEN, WIDE, SLOW = [1.0, 1.001] * 20, [0.9, 1.1] * 20, [1.05, 1.06] * 20
@@ -51,3 +55,52 @@ def test_the_exit_code(
     out = capsys.readouterr().out
     assert "eager fp32 ÷ bare loop, ResNet-50 64 px: " in out
     assert ("Undecided, more --seconds would tell: openvino:int8." in out) == (second != EVEN)
+
+
+def test_a_block_is_the_sum_of_its_samples_by_the_bare_ones_on_both_sides(
+    script: dict[str, Any],
+) -> None:
+    """Left-out samples make no block longer in time than its own; a rest is no block."""
+    own, bare = [9.0] + [2.0] * 24, [1.0, 3.0] * 12 + [1.0]
+    assert script["by_block"](own, bare, list(range(1, 25))) == [1.0, 1.0]
+    assert script["by_block"](own, bare, list(range(1, 10))) == []
+    own[5] = 12.0
+    assert script["by_block"](own, bare, list(range(1, 11))) == [1.5]
+    assert script["by_block"](own, bare, [i for i in range(1, 12) if i != 5]) == [1.0]
+
+
+class Ticking:
+    """A device and steps whose time is counted, not taken."""
+
+    asynchronous = False
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def synchronize(self) -> None:
+        """Nothing is enqueued."""
+
+    def reset_peak(self) -> None:
+        """Nothing is kept."""
+
+    def step(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("cost_s", [0.0, 0.01])
+def test_what_the_harness_adds_to_a_sample_shows(
+    script: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cost_s: float
+) -> None:
+    """Bare samples of as many steps, after each of the loop's own, whose clock stands meanwhile."""
+    device = Ticking()
+    monkeypatch.setattr(script["time"], "perf_counter", lambda: device.now)
+    turns = script["Alternating"](
+        device, lambda: device.step(0.05 + cost_s / 2), lambda: device.step(0.05)
+    )
+    budget = msgspec.structs.replace(BUDGETS["quick"], target_ci=0.0, max_seconds=8.0)
+    taken = Loop(turns, budget, clock=turns.clock).throughput(turns.counted)
+    assert len(turns.bare_s) == len(taken.samples_s)
+    assert turns.bare_s == pytest.approx([0.05 * taken.steps_per_sample] * len(turns.bare_s))
+    ratios = script["by_block"](taken.samples_s, turns.bare_s, [i for i in taken.kept if i > 0])
+    assert ratios == pytest.approx([1 + 10 * cost_s] * len(ratios))
+    assert ratios
