@@ -236,7 +236,8 @@ def _device(value: str) -> None:
 def _mode(value: str) -> None:
     modes = {mode for engine in registry.names("engines") for mode in registry.modes(engine)}
     if value not in modes:
-        raise unknown("engine mode", value, modes)
+        usual = "Without --engine-mode an engine runs its usual way (openvino: its latency hint)."
+        raise WrongUse(f"{unknown('engine mode', value, modes)} {usual}")
 
 
 def _data(value: str) -> None:

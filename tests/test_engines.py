@@ -360,9 +360,10 @@ def test_what_an_engine_cannot_do_is_said(bench: Bench) -> None:
         done = bench("run", *TINY, "--device", "cpu", *arguments, "--json")
         assert done.code == 3, arguments
         assert reason in done.cases[0]["reason"], arguments
-    wrong = bench("run", *TINY, "--engine-mode", "fastest")
+    wrong = bench("run", *TINY, "--engine-mode", "latency")
     assert wrong.code == 2
-    assert "no engine mode 'fastest'" in wrong.err
+    assert "no engine mode 'latency'" in wrong.err
+    assert "Without --engine-mode" in wrong.err
 
 
 def test_a_queue_is_timed_until_it_is_empty(bench: Bench, tmp_path: Path) -> None:
