@@ -22,6 +22,7 @@ from msgspec import Struct
 from bench.cache import Artefact, Cache
 from bench.environment import host
 from bench.environment.software import version
+from bench.errors import Unproven
 
 VNNI = {"avx_vnni", "avx512_vnni", "amx_int8"}
 RANGES = "ranges.pt"
@@ -195,12 +196,14 @@ def _keep_statistics(graph: Any) -> None:
 
     So the ranges are those of the activations that INT8 meets, and some steps on small batches
     do not spoil the statistics (torch's freeze_bn_stats does this for modules). Call it after
-    `train()`, which sets them back.
+    `train()`, which sets them back. Raises Unproven where it finds none to keep.
     """
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.batch_norm.default:
-            training = 5  # x, weight, bias, mean, variance, training, momentum, epsilon, cudnn
-            node.update_arg(training, False)
+    norms = [n for n in graph.graph.nodes if n.target is torch.ops.aten.batch_norm.default]
+    if not norms:
+        raise Unproven("what trains for INT8 holds no batch norm whose statistics to keep")
+    for node in norms:
+        training = 5  # x, weight, bias, mean, variance, training, momentum, epsilon, cudnn
+        node.update_arg(training, False)
     graph.recompile()
 
 

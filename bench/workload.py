@@ -173,7 +173,8 @@ class Composer(Struct, frozen=True):
 
         def request() -> torch.Tensor:
             if not self.device.asynchronous:
-                return forward(self.place(host)).cpu()
+                # A new tensor each time, as a server has: to take it over is part of a request.
+                return forward(self.place(host.view_as(host))).cpu()
             begun = self.device.mark()
             logits = forward(self.place(host))
             spans.append((begun, self.device.mark()))
@@ -267,24 +268,20 @@ class Composer(Struct, frozen=True):
         inputs = [images for images, _, _ in drawn]
         found = torch.cat([forward(self.place(images)).float().cpu().clone() for images in inputs])
         if judge is None:
-            expected = self._expected(self._eager_here(model), inputs)
+            expected = self._expected(model, inputs)
         else:
             expected = torch.cat([judge(images) for images in inputs])
         labels = torch.cat([labels for _, labels, _ in drawn])[:count]
         known = None if self.source.pretend else labels
         return compare(expected[:count], found[:count], known)
 
-    def _expected(self, reference: Reference, inputs: list[torch.Tensor]) -> torch.Tensor:
+    def _expected(self, model: torch.nn.Module, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Logits of the case's own network, which are kept."""
-        key = {
-            "weights": self.weights_sha256,
-            "inputs": digest(inputs),
-            "torch": str(torch.__version__),
-            "device": self.device.facts().device_name,
-        }
+        job = self._job(model, PRECISIONS[self.case.precision])
+        key = job.key(inputs=digest(inputs), device=self.device.facts().device_name)
         # Not the case's own cache: what is kept here is no part of its build.
         cache = Cache(self.cache.root)
-        return kept_logits(reference, inputs, cache, key)
+        return kept_logits(self._eager_here(model), inputs, cache, key)
 
     def _first(self, forward: Forward, images: torch.Tensor) -> tuple[torch.Tensor, float]:
         """The very first pass and its seconds: the loop's first comes after the check."""

@@ -87,6 +87,8 @@ def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
     for flag, file in (("--out", asked.out), ("--keep", asked.keep)):
         if file and not file.parent.is_dir():
             parser.error(f"{flag}: there is no folder {file.parent}")
+        if file and file.is_dir():
+            parser.error(f"{flag}: {file} is a folder; name a file")
     try:
         folder.check(asked.data)
         source = open_source(Case(model=MODEL, data=f"folder:{asked.data}", image_size=SIDE))

@@ -4,7 +4,8 @@ Every comparison alternates its two arms within one stretch of time, because a
 single time on a shared machine means nothing. Each loop is judged by ratios of sums of ten
 samples' seconds, and their geometric mean with its 95 % t interval: the throughput is a mean
 too, and what the harness costs it may cost every fifth sample, which a median or a trimmed
-mean would not see. Samples that the harness itself marks as disturbed are left out, as it does.
+mean would not see. Windows that the harness itself marks as disturbed are left out, as it does,
+with the bare samples in them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -164,17 +166,21 @@ def loop_against_bare(case: Case, seconds: float) -> list[float]:
         device = Alternating(work.device, work.step, by_hand)
         loop = Loop(device, budget, clock=device.clock, watch=watch)
         taken = loop.throughput(device.counted)
-        ratios += by_block(taken.samples_s, device.bare_s, [i for i in taken.kept if i > 0])
+        ratios += by_block(taken.samples_s, device.bare_s, taken.kept)
     return ratios
 
 
-def by_block(own: list[float], bare: list[float], kept: list[int]) -> list[float]:
+def by_block(own: list[float], bare: list[float], kept: Sequence[int]) -> list[float]:
     """Of BLOCK samples each: their seconds ÷ those of the bare ones, the mean of both sides' each.
 
-    Neighbours' noise lasts for some samples, so samples are no independent pairs; blocks are,
-    nearly.
+    kept: places of the undisturbed samples. Sample i lies between the bare ones i - 1 and i, and
+    each bare one in the window of the sample before it: of a disturbed window none counts, lest
+    a disturbance fall on bare ones alone. Neighbours' noise lasts for some samples, so samples
+    are no independent pairs; blocks are, nearly.
     """
-    blocks = [kept[i : i + BLOCK] for i in range(0, len(kept) - BLOCK + 1, BLOCK)]
+    there = set(kept)
+    both = [i for i in kept if i - 1 in there]
+    blocks = [both[i : i + BLOCK] for i in range(0, len(both) - BLOCK + 1, BLOCK)]
     return [
         sum(own[i] for i in block) / sum((bare[i - 1] + bare[i]) / 2 for i in block)
         for block in blocks

@@ -32,19 +32,19 @@ build = Wrong
 '''
 
 
-LOST = '''"""Eager, but its numbers are lost; it trains for INT8."""
+OFF = '''"""Eager, but what it answers is twice too large; it trains for INT8."""
 
 from bench.engines.eager.float import MODULES, Eager, refuses
 
 CONVERTS_QAT = True
 
 
-class Lost(Eager):
+class Off(Eager):
     def __call__(self, images):
-        return super().__call__(images) * float("nan")
+        return 2 * super().__call__(images)
 
 
-build = Lost
+build = Off
 '''
 
 STALE = '''"""Eager, but whatever it is asked, it answers what it was asked first."""
@@ -81,6 +81,27 @@ class Queue(Eager):
 
 
 build = Queue
+'''
+
+
+WARY = '''"""Eager, but it takes 50 ms over a tensor that it has not met."""
+
+import time
+
+from bench.engines.eager.float import MODULES, Eager, refuses
+
+
+class Wary(Eager):
+    met = None
+
+    def __call__(self, images):
+        if images is not self.met:
+            time.sleep(0.05)
+            self.met = images
+        return super().__call__(images)
+
+
+build = Wary
 '''
 
 
@@ -145,18 +166,18 @@ def test_an_answer_to_another_question_is_a_failed_case(
     assert record["throughput_images_per_s"] is None
 
 
-def test_a_network_trained_for_int8_that_lost_its_numbers_fails(
+def test_a_network_trained_for_int8_that_answers_wrongly_fails(
     bench: Bench, tmp_path: Path
 ) -> None:
-    """From random weights rounding may move its logits far, which no tolerance can tell."""
-    arguments = [*TINY, "--device", "cpu", "--engine", "lost", "--precision", "int8"]
+    """From random weights too."""
+    arguments = [*TINY, "--device", "cpu", "--engine", "off", "--precision", "int8"]
     done = bench(
         "run", *arguments, "--recipe", "qat", "--json",
-        env=with_an_engine(tmp_path, "lost", LOST, "float", "int8"),
+        env=with_an_engine(tmp_path, "off", OFF, "float", "int8"),
     )  # fmt: skip
     (record,) = done.cases
     assert record["status"] == "failed"
-    assert "differ from eager fp32 by nan" in record["reason"]
+    assert "differ from eager fp32 by 1 of their size" in record["reason"]
 
 
 # One worker runs all that share the records of every engine: they take a minute to make.
@@ -373,6 +394,17 @@ def test_a_queue_is_timed_until_it_is_empty(bench: Bench, tmp_path: Path) -> Non
     (record,) = done.cases
     assert record["status"] == "measured", record["reason"]
     assert 0 < record["throughput_images_per_s"] <= 20.0 * record["batch_size"]
+
+
+def test_a_request_brings_a_tensor_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    """What an engine does with images it has not seen is part of latency, not of throughput."""
+    arguments = [*TINY, "--device", "cpu", "--engine", "wary", "--memory-format", "contiguous"]
+    arguments += ["--max-seconds", "2"]
+    env = with_an_engine(tmp_path, "wary", WARY, "float")
+    (record,) = bench("run", *arguments, "--json", env=env).cases
+    assert record["status"] == "measured", record["reason"]
+    assert record["latency_p50_ms"] >= 50
+    assert record["throughput_images_per_s"] > 20 * record["batch_size"]
 
 
 def test_openvino_keeps_several_requests_going(bench: Bench) -> None:

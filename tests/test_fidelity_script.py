@@ -148,6 +148,7 @@ def photos(tmp_path: Path, *parts: str) -> str:
         (["train", "test"], ["--images", "3", "--engine", "typo"], "not typo"),
         (["train", "test"], ["--images", "3", "--epochs", "0"], "expected 1 or more"),
         (["train", "test"], ["--images", "3", "--out", "nowhere/x.md"], "no folder nowhere"),
+        (["train", "test"], ["--images", "3", "--keep", "."], ". is a folder; name a file"),
     ],
 )
 def test_what_could_not_end_well_is_said_before_the_training(

@@ -62,11 +62,20 @@ def test_a_block_is_the_sum_of_its_samples_by_the_bare_ones_on_both_sides(
 ) -> None:
     """Left-out samples make no block longer in time than its own; a rest is no block."""
     own, bare = [9.0] + [2.0] * 24, [1.0, 3.0] * 12 + [1.0]
-    assert script["by_block"](own, bare, list(range(1, 25))) == [1.0, 1.0]
-    assert script["by_block"](own, bare, list(range(1, 10))) == []
+    assert script["by_block"](own, bare, range(25)) == [1.0, 1.0]
+    assert script["by_block"](own, bare, range(10)) == []
     own[5] = 12.0
-    assert script["by_block"](own, bare, list(range(1, 11))) == [1.5]
-    assert script["by_block"](own, bare, [i for i in range(1, 12) if i != 5]) == [1.0]
+    assert script["by_block"](own, bare, range(11)) == [1.5]
+
+
+def test_the_bare_samples_of_a_disturbed_window_count_no_more_than_the_loops(
+    script: dict[str, Any],
+) -> None:
+    """Else what others take from bare samples would hide what the harness takes."""
+    own, bare = [1.0] * 16, [1.0] * 16
+    own[4:8] = bare[4:8] = [2.0] * 4  # one window; what the loop keeps begins anew after it
+    kept = [*range(4), *range(8, 16)]
+    assert script["by_block"](own, bare, kept) == [1.0]
 
 
 class Ticking:
@@ -101,6 +110,6 @@ def test_what_the_harness_adds_to_a_sample_shows(
     taken = Loop(turns, budget, clock=turns.clock).throughput(turns.counted)
     assert len(turns.bare_s) == len(taken.samples_s)
     assert turns.bare_s == pytest.approx([0.05 * taken.steps_per_sample] * len(turns.bare_s))
-    ratios = script["by_block"](taken.samples_s, turns.bare_s, [i for i in taken.kept if i > 0])
+    ratios = script["by_block"](taken.samples_s, turns.bare_s, taken.kept)
     assert ratios == pytest.approx([1 + 10 * cost_s] * len(ratios))
     assert ratios

@@ -104,12 +104,14 @@ class Job(Struct, frozen=True):
     def key(self, **more: Any) -> dict[str, Any]:
         """What decides an artefact made of this model, and `more`."""
         import torch
+        import torchvision
 
         return {
             "model": self.case.model,
             "weights_sha256": self.weights_sha256,
             "image_size": self.case.image_size,
             "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
             "code": _code(),
         } | more
 
