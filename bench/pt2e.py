@@ -28,6 +28,9 @@ VNNI = {"avx_vnni", "avx512_vnni", "amx_int8"}
 RANGES = "ranges.pt"
 LEARNT = "learnt.pt"
 QAT_IMAGES, QAT_BATCH = 8, 32  # trained on for each image that calibration would take; a step
+# Longest gradient (clipped as in Pascanu et al., arXiv 1211.5063): random weights of 100 layers
+# and more, whose batch norms do not normalise yet, would be thrown out of the numbers.
+MOST_GRADIENT = 10.0
 
 
 def refuses(kind: str) -> str | None:
@@ -151,7 +154,8 @@ def trained(
 ) -> Quantised:
     """Fine-tuned with fake quantisation, batch norms as they were.
 
-    lessons: batches of images and their classes, one a step. recipe: the recipe qat.
+    lessons: batches of images and their classes, one a step. recipe: the recipe qat. Raises
+    Unproven where gradients are no numbers.
     """
     from torchao.quantization.pt2e import (
         disable_fake_quant,
@@ -166,8 +170,14 @@ def trained(
         learner.train()
         _keep_statistics(learner)
         optimizer = recipe.optimizer(learner)
-        for images, target in lessons:
+        for number, (images, target) in enumerate(lessons, 1):
             recipe.loss(learner(images), target).backward()
+            norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), MOST_GRADIENT)
+            if not norm.isfinite():
+                where = f"step {number} of {len(lessons)}"
+                raise Unproven(
+                    f"training for INT8 lost its numbers in {where}: no model came of it"
+                )
             optimizer.step()
             optimizer.zero_grad()
         torch.save(learner.state_dict(), folder / LEARNT)

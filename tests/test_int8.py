@@ -235,3 +235,33 @@ def test_training_for_int8_keeps_the_statistics_of_batch_norms(tmp_path: Path) -
     assert len(statistics) == 40
     assert all(torch.equal(learnt[name], before[name]) for name in statistics)
     assert not torch.equal(learnt["conv1.weight"], before["conv1.weight"])
+
+
+@pytest.mark.slow
+def test_training_for_int8_stays_within_the_numbers_or_says_that_it_left_them(
+    tmp_path: Path,
+) -> None:
+    """Long gradients, as random weights of deep networks have, are clipped; NaN is told."""
+    import torch
+
+    from bench import models, pt2e, registry
+    from bench.cache import Cache
+    from bench.errors import Unproven
+
+    model = models.build("resnet18", "random", 10, 1)
+    lessons = [(1e6 * torch.randn(4, 3, 32, 32), torch.arange(4))] * 3
+    recipe = registry.load("recipes", "qat")
+    pt2e.trained(model, lessons, recipe, Cache(tmp_path), {})
+    (kept,) = tmp_path.rglob(pt2e.LEARNT)
+    learnt = torch.load(kept, weights_only=True)
+    assert all(learnt[name].isfinite().all() for name, _ in model.named_parameters())
+
+    class Lost:
+        optimizer = staticmethod(recipe.optimizer)
+
+        @staticmethod
+        def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return float("nan") * recipe.loss(logits, target)
+
+    with pytest.raises(Unproven, match="lost its numbers in step 1 of 3"):
+        pt2e.trained(model, lessons, Lost, Cache(tmp_path), {"again": True})
