@@ -167,19 +167,7 @@ def trained(
     learner = fake_quantised(copy.deepcopy(model), lessons[0][0])
 
     def train(folder: Path) -> None:
-        learner.train()
-        _keep_statistics(learner)
-        optimizer = recipe.optimizer(learner)
-        for number, (images, target) in enumerate(lessons, 1):
-            recipe.loss(learner(images), target).backward()
-            norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), MOST_GRADIENT)
-            if not norm.isfinite():
-                where = f"step {number} of {len(lessons)}"
-                raise Unproven(
-                    f"training for INT8 lost its numbers in {where}: no model came of it"
-                )
-            optimizer.step()
-            optimizer.zero_grad()
+        _learn(learner, lessons, recipe)
         torch.save(learner.state_dict(), folder / LEARNT)
 
     def load(folder: Path) -> None:
@@ -199,6 +187,21 @@ def trained(
         return logits
 
     return Quantised(converted, seconds, key, reference)
+
+
+def _learn(learner: Any, lessons: list[tuple[torch.Tensor, torch.Tensor]], recipe: Any) -> None:
+    """One step a lesson. Raises Unproven where gradients are no numbers."""
+    learner.train()
+    _keep_statistics(learner)
+    optimizer = recipe.optimizer(learner)
+    for number, (images, target) in enumerate(lessons, 1):
+        recipe.loss(learner(images), target).backward()
+        norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), MOST_GRADIENT)
+        if not norm.isfinite():
+            where = f"step {number} of {len(lessons)}"
+            raise Unproven(f"training for INT8 lost its numbers in {where}: no model came of it")
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _keep_statistics(graph: Any) -> None:
