@@ -28,8 +28,8 @@ VNNI = {"avx_vnni", "avx512_vnni", "amx_int8"}
 RANGES = "ranges.pt"
 LEARNT = "learnt.pt"
 QAT_IMAGES, QAT_BATCH = 8, 32  # trained on for each image that calibration would take; a step
-# Longest gradient (clipped as in Pascanu et al., arXiv 1211.5063): random weights of 100 layers
-# and more, whose batch norms do not normalise yet, would be thrown out of the numbers.
+# Longest gradient (clipped as in Pascanu et al., arXiv 1211.5063): the batch norms of random
+# weights do not normalise yet, and steps of 100 layers and more would leave the numbers.
 MOST_GRADIENT = 10.0
 
 
