@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -121,7 +120,6 @@ def _line(error: Exception) -> str:
 
 def diagnose(_: None) -> list[Finding]:
     """Every device, engine and precision: works, or why not and what to do."""
-    logging.disable(logging.WARNING)  # as they are imported, packages talk of their own future
     found = [_device(kind) for kind in registry.names("devices")]
     devices = [open_device(facts.device) for facts in survey([[], True, False]).devices]
     found += [f for engine in registry.names("engines") for f in _engine(engine, devices)]
@@ -159,7 +157,7 @@ def _engine(engine: str, here: list[Device]) -> list[Finding]:
         reasons: dict[str, str | None] = {}
         for device in here:
             case = Case(device=device.name, engine=engine, precision=precision)
-            reasons[device.name] = refusals.asked(module, case, device) or refusals.broken(module)
+            reasons[device.name] = refusals.asked(module, case, device)
         able = [n for n, reason in reasons.items() if reason is None]
         text = f"on {', '.join(able)}" if able else "; ".join(map(str, reasons.values()))
         found.append(Finding(group="engines", name=name, works=bool(able), text=text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -72,26 +71,9 @@ def asked(module: ModuleType, case: Case, device: Device) -> str | None:
     try:
         reason: str | None = module.refuses(case, device)
     except Exception as error:  # an extension built for other libraries may raise anything
-        return f"the packages of {case.engine} do not work: {_first_line(error)}"
+        lines = str(error).strip().splitlines() or [""]
+        return f"the packages of {case.engine} do not work: {type(error).__name__}: {lines[0]}"
     return reason
-
-
-def broken(module: ModuleType) -> str | None:
-    """Why a realisation's installed packages cannot be imported, or None.
-
-    Only `bench doctor` asks, because importing all of them takes seconds (NNCF); in a run
-    a case that meets a broken one is a failed record with the same reason.
-    """
-    for name in module.MODULES:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # as above
-            return f"{name} does not import: {_first_line(error)}; install it again"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _batch_norm_refusal(case: Case) -> str | None:

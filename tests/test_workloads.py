@@ -365,18 +365,6 @@ def test_a_broken_runtime_takes_no_other_engine_with_it(bench: Bench, tmp_path: 
     assert "operator nms does not exist" in said.out
 
 
-def test_doctor_imports_what_a_run_would(bench: Bench, tmp_path: Path) -> None:
-    """A plan does not import OpenVINO, so a run's case fails; doctor knows beforehand."""
-    env = breaking(tmp_path, "openvino")
-    said = {line.split(" works ")[0].strip() for line in bench("doctor", env=env).out.splitlines()}
-    reason = "openvino does not import: RuntimeError: operator nms does not exist"
-    assert any(line.startswith("openvino float") and reason in line for line in said)
-    assert "onnxruntime float" in said
-    done = bench("run", *TINY, "--engine", "openvino", "--json", env=env)
-    assert done.code == 4
-    assert "operator nms does not exist" in done.cases[0]["reason"]
-
-
 def test_doctor_says_what_works_and_what_is_noisy(bench: Bench) -> None:
     """Devices, engines, precisions with reasons, and the machine's noise."""
     done = bench("doctor")
